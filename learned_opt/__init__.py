@@ -1,0 +1,1 @@
+"""Learned optimizers as optax transformations, and what they are made of."""

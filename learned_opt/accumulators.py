@@ -1,0 +1,102 @@
+"""Running statistics of one parameter's gradients.
+
+All statistics are float32 and have their decays on the leading axis, so that
+the axes of the parameter stay where they are and nothing is interleaved.
+
+Shapes, for a parameter of shape S and k decays: momentum [k, *S]; second
+moment [*S]; row factor [k, *S with the largest axis set to 1]; column factor
+[k, *S with the second largest axis set to 1]. A parameter of at most one axis
+is not factored: its row factor is [k, *S], and its column factor is empty.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Accumulators(NamedTuple):
+  """Statistics of one parameter; shapes in the module docstring."""
+
+  momentum: jax.Array
+  second: jax.Array
+  row: jax.Array
+  column: jax.Array
+
+
+class Decays(NamedTuple):
+  """Decays per inner step, in [0, 1)."""
+
+  momentum: jax.Array  # [k]
+  second: jax.Array  # []
+  factored: jax.Array  # [k]
+
+
+def factored_axes(shape: tuple) -> tuple[int, int] | None:
+  """Axes (second largest, largest) of a shape; None below two axes.
+
+  The row factor averages over the largest axis, the column factor over the
+  second largest. Among equal sizes the later axis counts as the larger.
+  """
+  if len(shape) < 2:
+    return None
+  order = np.argsort(shape, kind="stable")
+  return int(order[-2]), int(order[-1])
+
+
+def init(shape: tuple, num_decays: int = 3) -> Accumulators:
+  """Zero statistics for a parameter of the given shape (at least one axis)."""
+  axes = factored_axes(shape)
+  if axes is None:
+    row, column = shape, (0,)
+  else:
+    column_axis, row_axis = axes
+    row = tuple(1 if i == row_axis else n for i, n in enumerate(shape))
+    column = tuple(1 if i == column_axis else n for i, n in enumerate(shape))
+  zeros = lambda s: jnp.zeros(s, jnp.float32)
+  return Accumulators(
+      momentum=zeros((num_decays, *shape)),
+      second=zeros(shape),
+      row=zeros((num_decays, *row)),
+      column=zeros((num_decays, *column)))
+
+
+def along(values: jax.Array, ndim: int) -> jax.Array:
+  """Shapes a vector [k] to [k, 1, ...] with `ndim` trailing axes."""
+  return values.reshape(values.shape + (1,) * ndim)
+
+
+def update(acc: Accumulators, grad: jax.Array, decays: Decays,
+           floor: float = 0.0, rescale: jax.Array | float = 1.0
+           ) -> Accumulators:
+  """One step of every exponential moving average.
+
+  Args:
+    acc: statistics before the step.
+    grad: gradient, float32, shape S.
+    decays: see `Decays`.
+    floor: added to the squared gradient that the factors average.
+    rescale: the unit of the past gradients over that of `grad`, for callers
+      that measure gradients in a unit that changes.
+
+  Returns:
+    Statistics that include `grad`.
+  """
+  squared = jnp.square(grad)
+  ema = lambda old, new, decay, unit: decay * unit * old + (1 - decay) * new
+  wide = lambda decay: along(decay, grad.ndim)
+  floored = squared + floor
+  axes = factored_axes(grad.shape)
+  if axes is None:
+    row = ema(acc.row, floored, wide(decays.factored), rescale**2)
+    column = acc.column
+  else:
+    mean = lambda axis: jnp.mean(floored, axis, keepdims=True)
+    column_axis, row_axis = axes
+    row = ema(acc.row, mean(row_axis), wide(decays.factored), rescale**2)
+    column = ema(
+        acc.column, mean(column_axis), wide(decays.factored), rescale**2)
+  return Accumulators(
+      ema(acc.momentum, grad, wide(decays.momentum), rescale),
+      ema(acc.second, squared, decays.second, rescale**2), row, column)

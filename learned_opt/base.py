@@ -1,0 +1,77 @@
+"""The two concepts of this package, and how their folders are searched."""
+
+import importlib
+import pkgutil
+from typing import Any, Callable, NamedTuple
+
+import jax
+import optax
+
+Theta = Any  # pytree of float32 arrays: the meta-parameters
+
+
+class LearnedOptimizer(NamedTuple):
+  """A function from theta to an optax transformation.
+
+  Attributes:
+    init: `init(key) -> theta`, a pytree (nested dicts) of float32 arrays.
+    opt_fn: `opt_fn(theta, *, num_steps=None)` returns an
+      `optax.GradientTransformationExtraArgs` whose `update` needs `params`.
+      `num_steps` is the horizon (inner steps), for optimizers that use it.
+  """
+
+  init: Callable[[jax.Array], Theta]
+  opt_fn: Callable[..., optax.GradientTransformationExtraArgs]
+
+
+class Parametrization(NamedTuple):
+  """How one parameter is scaled, from its shape and its base shape.
+
+  An axis grows if its size differs between the two shapes (both are tuples of
+  ints of equal length); see `learned_opt.width` for the role that follows.
+
+  Attributes:
+    init_std: `(shape, base_shape) -> float`, standard deviation at init.
+    output_mult: `(shape, base_shape) -> float`, factor on what the forward
+      pass computes with this parameter.
+    update_mult: `(shape, base_shape) -> float`, factor on the update.
+    needs_base_shapes: whether `update_mult` depends on the base shape.
+  """
+
+  init_std: Callable[[tuple, tuple], float]
+  output_mult: Callable[[tuple, tuple], float]
+  update_mult: Callable[[tuple, tuple], float]
+  needs_base_shapes: bool
+
+
+def names(package: str) -> list[str]:
+  """Names of the files in a package's folder (`"learned_opt.optimizers"`)."""
+  path = importlib.import_module(package).__path__
+  return sorted(m.name for m in pkgutil.iter_modules(path))
+
+
+def get(package: str, name: str, **settings):
+  """Calls `make(**settings)` of the file `name` in a package's folder.
+
+  Args:
+    package: dotted name of the folder, e.g. `"learned_opt.optimizers"`.
+    name: file name without `.py`.
+    **settings: passed to the file's `make`.
+
+  Returns:
+    What `make` returns.
+
+  Raises:
+    ValueError: no such file (the message lists those that exist), or a
+      setting that its `make` does not take.
+  """
+  known = names(package)
+  if name not in known:
+    raise ValueError(
+        f"Unknown name {name!r} in {package}; available: {', '.join(known)}.")
+  make = importlib.import_module(f"{package}.{name}").make
+  try:
+    return make(**settings)
+  except TypeError as e:
+    raise ValueError(f"{package}.{name} refused the settings {settings}: {e}."
+                     ) from e

@@ -1,0 +1,8 @@
+"""One learned optimizer per file; each file exports `make(**settings)`."""
+
+import functools
+
+from learned_opt import base
+
+get = functools.partial(base.get, __name__)
+names = functools.partial(base.names, __name__)

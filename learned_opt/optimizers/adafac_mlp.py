@@ -1,0 +1,97 @@
+"""small_fc_lopt: the published per-parameter MLP, with its own constants.
+
+Kept exactly as published, absolute epsilons included, so that published
+weights keep their meaning. Those epsilons switch features off where gradients
+are small, as in wide layers; `mulo` has none.
+
+Reference:
+  Metz et al., 2022, https://arxiv.org/abs/2203.11860 (adafac_mlp_lopt);
+  Therien et al., 2024, https://arxiv.org/abs/2406.00153 (hidden size 32, step
+  multiplier 0.01 under muP).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt import accumulators
+from learned_opt import base
+from learned_opt import features as features_lib
+from learned_opt import mlp
+from learned_opt import per_parameter
+
+INITIAL_DECAYS = {
+    "momentum_decays": (0.9, 0.99, 0.999),
+    "rms_decays": (0.999,),
+    "adafactor_decays": (0.9, 0.99, 0.999),
+}
+
+
+def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001
+         ) -> base.LearnedOptimizer:
+  """The optimizer; theta has 39 H + H^2 + 4 H + 9 numbers (2409 for H = 32).
+
+  Args:
+    hidden: width of both hidden layers.
+    step_mult: factor on the update (0.01 is used under muP).
+    exp_mult: factor on the magnitude output before exponentiation.
+  """
+
+  def init(key):
+    theta = mlp.init(
+        key, features_lib.NUM_PARAMETER_FEATURES +
+        len(features_lib.TIME_SCALES), hidden)
+    for name, decays in INITIAL_DECAYS.items():
+      theta[name] = jnp.zeros(len(decays), jnp.float32)
+    return theta
+
+  def opt_fn(theta, *, num_steps=None):
+    del num_steps
+    decays = _decays(theta)
+
+    def step(grad, param, acc, count):
+      acc = accumulators.update(acc, grad, decays, floor=1e-30)
+      direction, magnitude = mlp.apply(
+          theta, _features(grad, param, acc, count))
+      return -step_mult * direction * jnp.exp(exp_mult * magnitude), acc
+
+    return per_parameter.transformation(accumulators.init, step)
+
+  return base.LearnedOptimizer(init, opt_fn)
+
+
+def _decays(theta) -> accumulators.Decays:
+  """Decays 1 - (1 - initial) exp(10 residual); second moments in [0, 1]."""
+  momentum, rms, factored = (
+      1 - (1 - jnp.asarray(initial)) * jnp.exp(10 * theta[name])
+      for name, initial in INITIAL_DECAYS.items())
+  return accumulators.Decays(
+      momentum, jnp.clip(rms[0], 0, 1), jnp.clip(factored, 0, 1))
+
+
+def _safe_rsqrt(x):
+  return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
+
+
+def _features(grad, param, acc, count) -> features_lib.Features:
+  inverse_rms = jax.lax.rsqrt(acc.second + 1e-6)
+  axes = accumulators.factored_axes(grad.shape)
+  if axes is None:
+    column = acc.row
+    for_grad = _safe_rsqrt(acc.row + 1e-9)
+    for_momentum = jax.lax.rsqrt(acc.row + 1e-6)
+  else:
+    column = acc.column
+    mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
+    for_grad = _safe_rsqrt(acc.row / (mean + 1e-9)) * _safe_rsqrt(column)
+    for_momentum = for_grad
+  element = (grad, param, *acc.momentum, acc.second,
+             *(acc.momentum * inverse_rms), inverse_rms, *(grad * for_grad),
+             *(acc.momentum * for_momentum))
+  with_root = lambda x: jnp.concatenate([x, jax.lax.rsqrt(x + 1e-8)])
+  row, column = with_root(acc.row), with_root(column)
+  scale = lambda squares: jax.lax.rsqrt(1e-5 + squares)
+  return features_lib.Features(
+      element, row, column, features_lib.time_features(count),
+      scale(jnp.stack([jnp.mean(jnp.square(x)) for x in element])),
+      scale(features_lib.mean_squares(row)),
+      scale(features_lib.mean_squares(column)))

@@ -1,0 +1,189 @@
+"""The per-parameter MLP of small_fc_lopt, exactly invariant to gradient scale.
+
+Multiplying every gradient of a parameter by one factor changes no update:
+
+* Statistics are kept in a unit of their own, the largest gradient entry seen
+  lately; when the unit moves, the statistics are converted, so they remain
+  the usual moving averages and neither overflow nor vanish.
+* No normaliser has an absolute epsilon. Where all is zero, as in the first
+  step behind a zero-initialised readout, features are zero.
+* What normalisation by the tensor's RMS hides, how much larger the momentum
+  is than noise would make it, comes back as three tensor features, the log of
+  rms(momentum) / sqrt(mean second moment), which is free of units too.
+
+At initialisation the update is that of Adam: the normalised momentum times
+that ratio. Meta-training starts from there.
+
+Reference:
+  The features are those of Metz et al., 2022, https://arxiv.org/abs/2203.11860
+  (adafac_mlp_lopt).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learned_opt import accumulators
+from learned_opt import base
+from learned_opt import features as features_lib
+from learned_opt import mlp
+from learned_opt import per_parameter
+
+INITIAL_DECAYS = (0.9, 0.99, 0.999)
+INITIAL_SECOND_DECAY = 0.999
+MAX_DECAY = 0.99999
+UNIT_DECAY = 0.99  # per step, of the largest gradient entry
+RELATIVE_FLOOR = 1e-8  # of second moments, relative to their mean
+MAX_INVERSE = 10.0  # of inverse roots, relative to that of the mean
+TINY = 1e-37  # smaller than any statistic in its unit, but not subnormal
+
+NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
+                len(features_lib.TIME_SCALES) + len(INITIAL_DECAYS))
+ADAM_FEATURE = 6  # momentum of decay 0.9 over the root of the second moment
+NOISE_FEATURE = NUM_FEATURES - len(INITIAL_DECAYS)
+
+
+class State(NamedTuple):
+  """Statistics of one parameter, and the unit that they are in."""
+
+  unit: jax.Array  # []
+  statistics: accumulators.Accumulators
+
+
+def make(hidden: int = 8, step_mult: float = 0.01, exp_mult: float = 0.1
+         ) -> base.LearnedOptimizer:
+  """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
+
+  Args:
+    hidden: width of both hidden layers, at least 3.
+    step_mult: factor on the update.
+    exp_mult: factor on the magnitude output before exponentiation.
+
+  Raises:
+    ValueError: hidden is below 3.
+  """
+  if hidden < 3:
+    raise ValueError(f"mulo needs hidden >= 3, got {hidden}.")
+
+  def init(key):
+    theta = _adam_like(mlp.init(key, NUM_FEATURES, hidden), exp_mult)
+    zeros = jnp.zeros(len(INITIAL_DECAYS), jnp.float32)
+    return dict(theta, momentum_decays=zeros, factored_decays=zeros,
+                second_decay=jnp.zeros([], jnp.float32))
+
+  def opt_fn(theta, *, num_steps=None):
+    del num_steps
+    decays = _decays(theta)
+
+    def step(grad, param, state, count):
+      state, grad = _accumulate(state, grad, decays)
+      noise = _noise_features(state.statistics, decays, count)
+      direction, magnitude = mlp.apply(theta, _features(
+          grad, param, state.statistics,
+          jnp.concatenate([features_lib.time_features(count), noise])))
+      return -step_mult * direction * jnp.exp(exp_mult * magnitude), state
+
+    init_one = lambda shape: State(
+        jnp.zeros([], jnp.float32), accumulators.init(shape))
+    return per_parameter.transformation(init_one, step)
+
+  return base.LearnedOptimizer(init, opt_fn)
+
+
+def _adam_like(theta, exp_mult):
+  """Overwrites three hidden units so that the output is Adam's update.
+
+  Units 0 and 1 carry the normalised momentum by sign, unit 2 minus the log of
+  its size relative to noise; the others start at random but unheard.
+  """
+  np_theta = {k: np.array(v) for k, v in theta.items()}
+  w0, w1, w2 = (np_theta[f"w{i}"] for i in range(3))
+  w0[:, :3] = 0
+  w0[ADAM_FEATURE, 0] = 1
+  w0[ADAM_FEATURE, 1] = -1
+  w0[NOISE_FEATURE, 2] = -1
+  w1[:, :3] = 0
+  w1[[0, 1, 2], [0, 1, 2]] = 1
+  w2[:] = 0
+  w2[[0, 1], 0] = 1, -1
+  w2[2, 1] = -1 / exp_mult
+  return {k: jnp.asarray(v) for k, v in np_theta.items()}
+
+
+def _decays(theta) -> accumulators.Decays:
+  """Decays 1 - (1 - initial) exp(10 residual), clipped to [0, MAX_DECAY]."""
+  decay = lambda initial, residual: jnp.clip(
+      1 - (1 - jnp.asarray(initial)) * jnp.exp(10 * residual), 0, MAX_DECAY)
+  return accumulators.Decays(
+      decay(INITIAL_DECAYS, theta["momentum_decays"]),
+      decay(INITIAL_SECOND_DECAY, theta["second_decay"]),
+      decay(INITIAL_DECAYS, theta["factored_decays"]))
+
+
+def _accumulate(state, grad, decays):
+  """Statistics that include the gradient, and the gradient in their unit."""
+  largest = jnp.max(jnp.abs(grad))
+  unit = jnp.where(largest > 0, jnp.maximum(largest, UNIT_DECAY * state.unit),
+                   state.unit)
+  inverse = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1), 0)
+  grad = grad * inverse
+  statistics = accumulators.update(
+      state.statistics, grad, decays, rescale=state.unit * inverse)
+  return State(unit, statistics), grad
+
+
+def _noise_features(statistics, decays, count):
+  """Log of rms(momentum) / sqrt(mean second moment), unbiased. Shape [3].
+
+  Zero where the gradient has always been the same, negative under noise.
+  """
+  steps = count.astype(jnp.float32) + 1
+  bias = lambda decay: 1 - decay**steps
+  second = jnp.mean(statistics.second) / bias(decays.second)
+  momentum = (features_lib.mean_squares(statistics.momentum) /
+              bias(decays.momentum)**2)
+  ratio = (momentum + TINY) / (second + TINY)
+  return 0.5 * jnp.log(ratio)
+
+
+def _inverse_root(x, mean):
+  """(for ratios, as a feature) of non-negative x whose mean is given."""
+  root = jax.lax.rsqrt(x + RELATIVE_FLOOR * mean + TINY)
+  limit = jnp.where(mean > 0, MAX_INVERSE * jax.lax.rsqrt(mean + TINY), 0)
+  return root, jnp.minimum(root, limit)
+
+
+def _features(grad, param, acc, tensor) -> features_lib.Features:
+  inverse_rms, inverse_rms_feature = _inverse_root(
+      acc.second, jnp.mean(acc.second))
+  means = lambda x: accumulators.along(
+      jnp.mean(x, tuple(range(1, x.ndim))), grad.ndim)
+  row_root, row_feature = _inverse_root(acc.row, means(acc.row))
+  axes = accumulators.factored_axes(grad.shape)
+  if axes is None:
+    column, column_feature, factored = acc.row, row_feature, row_root
+  else:
+    column = acc.column
+    column_root, column_feature = _inverse_root(column, means(column))
+    mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
+    factored = (row_root * column_root *
+                jnp.sqrt(mean + RELATIVE_FLOOR * means(acc.row) + TINY))
+  element = (grad, param, *acc.momentum, acc.second,
+             *(acc.momentum * inverse_rms), inverse_rms_feature,
+             *(grad * factored), *(acc.momentum * factored))
+  row = jnp.concatenate([acc.row, row_feature])
+  column = jnp.concatenate([column, column_feature])
+  return features_lib.Features(
+      element, row, column, tensor,
+      _scale(jnp.stack([jnp.mean(jnp.square(x)) for x in element])),
+      _scale(features_lib.mean_squares(row)),
+      _scale(features_lib.mean_squares(column)))
+
+
+def _scale(squares):
+  """1 / sqrt, and 0 for 0."""
+  positive = squares > 0
+  return jnp.where(
+      positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 0)

@@ -1,0 +1,39 @@
+"""Maximal-update parametrization as used for learned optimizers (muLO).
+
+| role                  | init std       | output mult | update mult |
+| input, vector, fixed  | 1/sqrt(fan_in) | 1           | 1           |
+| hidden                | 1/sqrt(fan_in) | 1           | 1/fan_in    |
+| output                | 0              | 1/fan_in    | 1           |
+
+fan_in is absolute: there is no base width at which the multipliers are 1.
+The update multipliers hold for updates whose entries do not depend on width,
+such as those of Adam and of learned optimizers with normalised features.
+
+Reference:
+  Therien et al., muLO, 2024, https://arxiv.org/abs/2406.00153, section 4.
+"""
+
+from learned_opt import base
+from learned_opt import width
+
+
+def make() -> base.Parametrization:
+  """The muLO rule; see the table above."""
+
+  def init_std(shape, base_shape):
+    if width.role(shape, base_shape) == "output":
+      return 0.0
+    return width.fan_in(shape, base_shape)**-0.5
+
+  def output_mult(shape, base_shape):
+    if width.role(shape, base_shape) == "output":
+      return 1.0 / width.fan_in(shape, base_shape)
+    return 1.0
+
+  def update_mult(shape, base_shape):
+    if width.role(shape, base_shape) == "hidden":
+      return 1.0 / width.fan_in(shape, base_shape)
+    return 1.0
+
+  return base.Parametrization(
+      init_std, output_mult, update_mult, needs_base_shapes=True)

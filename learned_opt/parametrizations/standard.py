@@ -1,0 +1,13 @@
+"""Standard parametrization: every multiplier is 1."""
+
+from learned_opt import base
+from learned_opt import width
+
+
+def make() -> base.Parametrization:
+  """Init std 1/sqrt(fan_in) for every matrix, no multipliers."""
+  return base.Parametrization(
+      init_std=lambda shape, base_shape: width.fan_in(shape, base_shape)**-0.5,
+      output_mult=lambda shape, base_shape: 1.0,
+      update_mult=lambda shape, base_shape: 1.0,
+      needs_base_shapes=False)

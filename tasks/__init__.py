@@ -1,0 +1,1 @@
+"""Networks with data that an optimizer can be meta-trained or judged on."""

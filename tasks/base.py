@@ -1,0 +1,32 @@
+"""The interface of a task."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+
+SPLITS = ("train", "inner_valid", "outer_valid", "test")
+
+
+class Task(NamedTuple):
+  """A network, its loss and its data.
+
+  Attributes:
+    init: `(key) -> params`.
+    loss: `(params, key, batch) -> (loss, aux)`; loss is a float32 scalar, the
+      mean over the batch, aux a dict of scalars.
+    sample_batch: `(key, split) -> batch`, with `split` one entry of `data`.
+    data: `{split: arrays}` for each of SPLITS: "train" for the inner
+      gradients, "inner_valid" for meta-losses, "outer_valid" for choosing,
+      "test" for reporting. No example is in two of them.
+    base_shapes: shapes (`jax.ShapeDtypeStruct`) of the params of the same
+      network at another width, or None where there is no width.
+    normalize: loss -> bounded, finite loss: what a meta-loss averages. A loss
+      that is not a number counts as the worst.
+  """
+
+  init: Callable[[jax.Array], Any]
+  loss: Callable[[Any, jax.Array, Any], tuple[jax.Array, dict]]
+  sample_batch: Callable[[jax.Array, Any], Any]
+  data: dict[str, Any]
+  base_shapes: Any
+  normalize: Callable[[jax.Array], jax.Array]
