@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from learned_opt import accumulators
 from learned_opt import base
@@ -98,18 +97,16 @@ def _adam_like(theta, exp_mult):
   Units 0 and 1 carry the normalised momentum by sign, unit 2 minus the log of
   its size relative to noise; the others start at random but unheard.
   """
-  np_theta = {k: np.array(v) for k, v in theta.items()}
-  w0, w1, w2 = (np_theta[f"w{i}"] for i in range(3))
-  w0[:, :3] = 0
-  w0[ADAM_FEATURE, 0] = 1
-  w0[ADAM_FEATURE, 1] = -1
-  w0[NOISE_FEATURE, 2] = -1
-  w1[:, :3] = 0
-  w1[[0, 1, 2], [0, 1, 2]] = 1
-  w2[:] = 0
-  w2[[0, 1], 0] = 1, -1
-  w2[2, 1] = -1 / exp_mult
-  return {k: jnp.asarray(v) for k, v in np_theta.items()}
+  weights = [theta[f"w{i}"] for i in range(3)]
+  weights = [weights[0].at[:, :3].set(0), weights[1].at[:, :3].set(0),
+             jnp.zeros_like(weights[2])]
+  for layer, unit_in, unit_out, value in (
+      (0, ADAM_FEATURE, 0, 1.0), (0, ADAM_FEATURE, 1, -1.0),
+      (0, NOISE_FEATURE, 2, -1.0), (1, 0, 0, 1.0), (1, 1, 1, 1.0),
+      (1, 2, 2, 1.0), (2, 0, 0, 1.0), (2, 1, 0, -1.0),
+      (2, 2, 1, -1 / exp_mult)):
+    weights[layer] = weights[layer].at[unit_in, unit_out].set(value)
+  return dict(theta, **{f"w{i}": w for i, w in enumerate(weights)})
 
 
 def _decays(theta) -> accumulators.Decays:

@@ -1,0 +1,1 @@
+"""Meta-training: finding theta."""

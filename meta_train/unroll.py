@@ -1,0 +1,91 @@
+"""The inner loop: K steps of a task as one scan, shared by all estimators."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt import base as learned_opt_base
+from learned_opt import width
+from tasks import base as tasks_base
+
+OptFn = Callable[..., optax.GradientTransformationExtraArgs]
+
+
+class InnerState(NamedTuple):
+  """One network in training.
+
+  Attributes:
+    params: parameters of the task.
+    opt_state: state of the inner optimizer.
+    step: inner steps taken in this episode, int32 scalar.
+    length: inner steps of this episode, int32 scalar.
+  """
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  length: jax.Array
+
+
+def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
+           task: tasks_base.Task) -> OptFn:
+  """`opt_fn` followed by the parametrization's link for this task."""
+  if task.base_shapes is None:
+    return opt_fn
+
+  def scaled_opt_fn(theta, *, num_steps=None):
+    return optax.chain(
+        opt_fn(theta, num_steps=num_steps),
+        width.scale_by_parametrization(parametrization, task.base_shapes))
+
+  return scaled_opt_fn
+
+
+def start(task: tasks_base.Task, opt_fn: OptFn, theta: Any, key: jax.Array,
+          length: jax.Array) -> InnerState:
+  """A network at initialisation, to be trained for `length` inner steps."""
+  params = task.init(key)
+  opt_state = opt_fn(theta, num_steps=length).init(params)
+  return InnerState(
+      params, opt_state, jnp.zeros([], jnp.int32),
+      jnp.asarray(length, jnp.int32))
+
+
+def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
+           state: InnerState, key: jax.Array, data: Any, num_steps: int,
+           loss_split: str = "train") -> tuple[InnerState, jax.Array]:
+  """Trains for `num_steps` inner steps.
+
+  Args:
+    task: what is trained.
+    opt_fn: `opt_fn(theta, num_steps=length)` is the inner optimizer.
+    theta: meta-parameters.
+    state: where to start from.
+    key: decides the batches.
+    data: `task.data`, on the device.
+    num_steps: number of inner steps.
+    loss_split: "train" records the loss whose gradient is taken, before the
+      update; another split records the loss of the updated parameters on a
+      batch from it.
+
+  Returns:
+    The state after the steps, and the recorded losses, float32 [num_steps].
+  """
+  tx = opt_fn(theta, num_steps=state.length)
+
+  def inner_step(state, key):
+    batch_key, loss_key, valid_key = jax.random.split(key, 3)
+    batch = task.sample_batch(batch_key, data["train"])
+    (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
+        state.params, loss_key, batch)
+    updates, opt_state = tx.update(
+        grads, state.opt_state, state.params, value=loss)
+    params = optax.apply_updates(state.params, updates)
+    if loss_split != "train":
+      batch = task.sample_batch(valid_key, data[loss_split])
+      loss, _ = task.loss(params, loss_key, batch)
+    return InnerState(params, opt_state, state.step + 1, state.length), loss
+
+  return jax.lax.scan(inner_step, state, jax.random.split(key, num_steps))
