@@ -6,7 +6,7 @@ the axes of the parameter stay where they are and nothing is interleaved.
 Shapes, for a parameter of shape S and k decays: momentum [k, *S]; second
 moment [*S]; row factor [k, *S with the largest axis set to 1]; column factor
 [k, *S with the second largest axis set to 1]. A parameter of at most one axis
-is not factored: its row factor is [k, *S], and its column factor is empty.
+is not factored: its row factor is [k, *S], and it has no column factor.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Accumulators(NamedTuple):
   momentum: jax.Array
   second: jax.Array
   row: jax.Array
-  column: jax.Array
+  column: jax.Array | None
 
 
 class Decays(NamedTuple):
@@ -47,19 +47,16 @@ def factored_axes(shape: tuple) -> tuple[int, int] | None:
 
 def init(shape: tuple, num_decays: int = 3) -> Accumulators:
   """Zero statistics for a parameter of the given shape (at least one axis)."""
+  zeros = lambda s: jnp.zeros((num_decays, *s), jnp.float32)
+  second = jnp.zeros(shape, jnp.float32)
   axes = factored_axes(shape)
   if axes is None:
-    row, column = shape, (0,)
-  else:
-    column_axis, row_axis = axes
-    row = tuple(1 if i == row_axis else n for i, n in enumerate(shape))
-    column = tuple(1 if i == column_axis else n for i, n in enumerate(shape))
-  zeros = lambda s: jnp.zeros(s, jnp.float32)
+    return Accumulators(zeros(shape), second, zeros(shape), None)
+  without = lambda axis: shape[:axis] + (1,) + shape[axis + 1:]
+  column_axis, row_axis = axes
   return Accumulators(
-      momentum=zeros((num_decays, *shape)),
-      second=zeros(shape),
-      row=zeros((num_decays, *row)),
-      column=zeros((num_decays, *column)))
+      zeros(shape), second, zeros(without(row_axis)),
+      zeros(without(column_axis)))
 
 
 def along(values: jax.Array, ndim: int) -> jax.Array:
@@ -89,14 +86,13 @@ def update(acc: Accumulators, grad: jax.Array, decays: Decays,
   floored = squared + floor
   axes = factored_axes(grad.shape)
   if axes is None:
-    row = ema(acc.row, floored, wide(decays.factored), rescale**2)
-    column = acc.column
+    row_mean, column = floored, None
   else:
-    mean = lambda axis: jnp.mean(floored, axis, keepdims=True)
     column_axis, row_axis = axes
-    row = ema(acc.row, mean(row_axis), wide(decays.factored), rescale**2)
-    column = ema(
-        acc.column, mean(column_axis), wide(decays.factored), rescale**2)
+    row_mean = jnp.mean(floored, row_axis, keepdims=True)
+    column = ema(acc.column, jnp.mean(floored, column_axis, keepdims=True),
+                 wide(decays.factored), rescale**2)
+  row = ema(acc.row, row_mean, wide(decays.factored), rescale**2)
   return Accumulators(
       ema(acc.momentum, grad, wide(decays.momentum), rescale),
       ema(acc.second, squared, decays.second, rescale**2), row, column)

@@ -56,6 +56,7 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
     theta = optax.apply_updates(state.theta, updates)
     metrics |= {
         "meta_loss": sum(o.meta_loss for o in outs.values()) / len(outs),
+        "inner_steps": sum(o.info["inner_steps"] for o in outs.values()),
         "grad_norm": optax.global_norm(grad),
         "update_norm": optax.global_norm(updates)}
     return base.MetaState(state.step + 1, theta, opt_state, states), metrics

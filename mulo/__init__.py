@@ -1,9 +1,9 @@
 """Learned optimizers for optax: `tx = mulo.load(name_or_path, ...)`."""
 
-from mulo.convert import convert
-from mulo.load import list_pretrained
-from mulo.load import load
-from mulo.load import read
-from mulo.load import save
+from mulo.layouts import convert
+from mulo.loading import list_pretrained
+from mulo.loading import load
+from mulo.loading import read
+from mulo.loading import save
 
 __all__ = ["convert", "list_pretrained", "load", "read", "save"]

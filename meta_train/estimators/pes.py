@@ -57,8 +57,8 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
       them in info["dropped"].
 
   Returns:
-    The estimator. info: "dropped" copies, "diverged": the share of inner
-    steps whose loss was not finite before normalisation.
+    The estimator. info: "inner_steps" taken, "dropped" copies, "diverged":
+    the share of inner steps whose loss was not finite before normalisation.
 
   Raises:
     ValueError: std is not positive, loss_split unknown, or lengths that do
@@ -112,7 +112,8 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
         state.xi, meta_losses, std, drop_nonfinite)
     kept = jnp.isfinite(meta_losses) | (not drop_nonfinite)
     meta_loss = jnp.mean(meta_losses, where=kept)
-    info = {"dropped": dropped.astype(jnp.float32),
+    info = {"inner_steps": jnp.float32(losses.size),
+            "dropped": dropped.astype(jnp.float32),
             "diverged": jnp.mean(~jnp.isfinite(losses), dtype=jnp.float32)}
     return base.EstimatorOut(meta_loss, grad, info), state
 

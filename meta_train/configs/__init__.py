@@ -1,0 +1,1 @@
+"""Configurations of meta-training; each states its command and its result."""
