@@ -103,7 +103,9 @@ def unflatten(lopt: base.LearnedOptimizer, flat: dict[str, np.ndarray]) -> Any:
       jax.tree.structure(shapes), [flat[name] for name in expected])
 
 
-def _sha256(flat: dict[str, np.ndarray]) -> str:
+def sha256(theta: Any) -> str:
+  """Hash of the names, dtypes, shapes and numbers of theta."""
+  flat = flatten(theta)
   digest = hashlib.sha256()
   for name in sorted(flat):
     x = np.ascontiguousarray(flat[name])
@@ -129,7 +131,7 @@ def write(path: str | os.PathLike, artifact: Artifact) -> None:
       "format_version": FORMAT_VERSION, "optimizer": artifact.optimizer,
       "settings": artifact.settings,
       "parametrization": artifact.parametrization, "record": artifact.record,
-      "licence": artifact.licence, "sha256": _sha256(flat)}
+      "licence": artifact.licence, "sha256": sha256(flat)}
   header["header_sha256"] = _header_sha256(header)
   content = safetensors_numpy.save(
       flat, {"mulo": json.dumps(header, sort_keys=True)})
@@ -180,7 +182,7 @@ def _read(path: pathlib.Path) -> Artifact:
   if version is None or set(header) != set(FIELDS) or not all(
       isinstance(header[k], t) for k, t in FIELDS.items()):
     raise ValueError(f"its metadata must have the fields {sorted(FIELDS)}.")
-  if (header["sha256"] != _sha256(flat) or
+  if (header["sha256"] != sha256(flat) or
       header["header_sha256"] != _header_sha256(header)):
     raise ValueError("its sha256 does not fit its content: it is damaged.")
   lopt = optimizers.get(header["optimizer"], **header["settings"])

@@ -1,0 +1,1 @@
+"""Studies: each is one command that can be killed and run again."""

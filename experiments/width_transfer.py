@@ -1,0 +1,275 @@
+"""A meta-trained optimizer on wider networks, beside tuned Adam.
+
+python -m experiments.width_transfer --artifact=runs/q/theta.safetensors \
+    --workdir=runs/q/width_transfer [--widths=32,128,512] [--dataset=mnist]
+
+For each width: the optimizer as it is, Adam at learning rate 1e-3, and Adam
+(standard parametrization) and muAdam (the artifact's widths rule) at the best
+of nine learning rates, tuned at that width. Writes results.csv, table.md and
+width_transfer.png to the workdir. Run again, it skips what is done.
+"""
+
+import pathlib
+import sys
+from typing import Any, Callable, NamedTuple
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import pandas as pd
+from scipy import stats
+import tqdm
+
+from experiments import sweep
+from learned_opt import artifact as artifact_lib
+from learned_opt import parametrizations
+from meta_train import evaluate
+from meta_train import unroll
+import mulo
+from tasks import suite
+
+LEARNING_RATES = {
+    "Adam": [10**(e / 2) for e in range(-8, 1)],  # 1e-4 to 1
+    "muAdam": [10**(e / 2) for e in range(-6, 3)],  # 1e-3 to 10
+}
+TUNING_SEED, REPORT_SEED = 1000, 0
+CURVE_POINTS = 100
+
+
+class Method(NamedTuple):
+  """An optimizer in the comparison.
+
+  Attributes:
+    name: as in the table.
+    parametrization: name, of the network and of the update.
+    opt_fn: `opt_fn(theta, num_steps=...)`, theta a learning rate or theta.
+    thetas: the candidates; more than one means that it is tuned.
+  """
+
+  name: str
+  parametrization: str
+  opt_fn: Callable
+  thetas: list[Any]
+
+
+def adam(learning_rate, *, num_steps=None):
+  """optax.adam as an `opt_fn` whose theta is the learning rate."""
+  del num_steps
+  return optax.with_extra_args_support(optax.adam(learning_rate))
+
+
+def methods(artifact: artifact_lib.Artifact) -> list[Method]:
+  """The optimizers that are compared."""
+  return [
+      Method(artifact.optimizer, artifact.parametrization,
+             artifact.lopt.opt_fn, [artifact.theta]),
+      Method("Adam 1e-3", "standard", adam, [1e-3]),
+      Method("Adam", "standard", adam, LEARNING_RATES["Adam"]),
+      Method("muAdam", "mup", adam, LEARNING_RATES["muAdam"])]
+
+
+def train_rows(method: Method, thetas: list, seeds: list[int], task: dict,
+               data_dir: str | None, num_steps: int, bar) -> list[dict]:
+  """Trains every theta with every seed; one row per run."""
+  parametrization = parametrizations.get(method.parametrization)
+  settings = dict(task)
+  if settings["dataset"] != "digits":
+    settings["data_dir"] = data_dir
+  network = suite.get("mlp", parametrization, **settings)
+  runs = [(theta, seed) for theta in thetas for seed in seeds]
+  result = evaluate.train(
+      network, unroll.scaled(method.opt_fn, parametrization, network),
+      jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]),
+                   *[theta for theta, _ in runs]),
+      jnp.stack([jax.random.key(seed) for _, seed in runs]), num_steps,
+      on_chunk=lambda steps: bar.update(steps * len(runs)))
+  rows = []
+  for i, (theta, seed) in enumerate(runs):
+    loss = result.train_loss[i].astype(float)
+    rows.append({
+        "seed": seed,
+        "learning_rate": theta if isinstance(theta, float) else None,
+        "final_train_loss": float(np.mean(loss[-max(1, num_steps // 10):])),
+        "mean_train_loss": float(np.mean(loss)),
+        **{f"{split}_{name}": float(x[i])
+           for split, values in result.final.items()
+           for name, x in values.items()},
+        "curve": [float(np.mean(part)) for part in np.array_split(
+            loss, min(CURVE_POINTS, num_steps))]})
+  return rows
+
+
+def compare(artifact: artifact_lib.Artifact, folder: pathlib.Path, *,
+            dataset: str, widths: list[int], depth: int, batch_size: int,
+            num_steps: int, num_seeds: int, tune_on: str,
+            data_dir: str | None) -> pd.DataFrame:
+  """Every method at every width; one row per run at the chosen theta.
+
+  Columns: method, width, grid_edge (whether the best learning rate was the
+  smallest or largest tried), and those of `train_rows`.
+  """
+  compared = methods(artifact)
+  per_width = sum(num_seeds + len(m.thetas) * (len(m.thetas) > 1)
+                  for m in compared)
+  bar = tqdm.tqdm(total=len(widths) * per_width * num_steps, unit="step",
+                  desc="comparing", unit_scale=True,
+                  mininterval=0.5 if sys.stderr.isatty() else 10)
+  frames = []
+  for width in widths:
+    task = {"dataset": dataset, "width": width, "depth": depth,
+            "batch_size": batch_size}
+    for method in compared:
+      bar.set_postfix_str(f"width {width}, {method.name}")
+
+      def cell(thetas, seeds):
+        ids = [t if isinstance(t, float) else artifact_lib.sha256(t)
+               for t in thetas]
+        config = {"method": method.name, "thetas": ids, "seeds": seeds,
+                  "parametrization": method.parametrization, "task": task,
+                  "num_steps": num_steps}
+        before = bar.n
+        rows = sweep.run_cell(
+            folder / "cells", config, lambda: train_rows(
+                method, thetas, seeds, task, data_dir, num_steps, bar))
+        if bar.n == before:  # done earlier
+          bar.update(len(rows) * num_steps)
+        return rows
+
+      best, edge = method.thetas[0], False
+      if len(method.thetas) > 1:
+        scores = [row[tune_on] for row in cell(method.thetas, [TUNING_SEED])]
+        scores = np.nan_to_num(scores, nan=np.inf)
+        index = int(np.argmin(scores))
+        best = method.thetas[index]
+        edge = index in (0, len(scores) - 1)
+      seeds = [REPORT_SEED + i for i in range(num_seeds)]
+      frames.append(pd.DataFrame(cell([best], seeds)).assign(
+          method=method.name, width=width, grid_edge=edge))
+  bar.close()
+  return pd.concat(frames, ignore_index=True)
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+  """95 % bootstrap interval of the mean; both ends equal for one value."""
+  values = values.to_numpy()
+  if len(values) == 1 or np.ptp(values) == 0 or not np.all(
+      np.isfinite(values)):
+    return float(np.mean(values)), float(np.mean(values))
+  found = stats.bootstrap(
+      (values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+  return (float(found.confidence_interval.low),
+          float(found.confidence_interval.high))
+
+
+def table(results: pd.DataFrame) -> str:
+  """A markdown table, one row per width and method."""
+  rows = []
+  for (width, method), group in results.groupby(
+      ["width", "method"], sort=False):
+    with_interval = lambda name, group=group: "{:.2g} ({:.2g} to {:.2g})".format(
+        group[name].mean(), *interval(group[name]))
+    rate = group["learning_rate"].iloc[0]
+    rows.append({
+        "width": width, "optimizer": method,
+        "learning rate": "none" if pd.isna(rate) else f"{rate:.1e}" +
+                         (" (grid edge)" if group["grid_edge"].iloc[0] else ""),
+        "final train loss": with_interval("final_train_loss"),
+        "mean train loss": with_interval("mean_train_loss"),
+        "test loss": with_interval("test_loss"),
+        "test accuracy": f"{group['test_accuracy'].mean():.1%}",
+        "diverged": f"{(~np.isfinite(group['final_train_loss'])).sum()} of "
+                    f"{len(group)}"})
+  return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def plot(results: pd.DataFrame, num_steps: int, path: pathlib.Path) -> None:
+  """Loss against steps for each width, and final loss against width."""
+  matplotlib.use("Agg")
+  from matplotlib import pyplot as plt
+  widths = list(results["width"].unique())
+  names = list(results["method"].unique())
+  colors = dict(zip(names, plt.get_cmap("tab10").colors))
+  figure, axes = plt.subplots(
+      1, len(widths) + 1, figsize=(3.6 * (len(widths) + 1), 3.4),
+      layout="constrained")
+  for axis, width in zip(axes, widths):
+    for name in names:
+      group = results[(results.width == width) & (results.method == name)]
+      curves = np.array(group["curve"].tolist())
+      steps = np.linspace(0, num_steps, curves.shape[1])
+      axis.plot(steps, np.mean(curves, 0), color=colors[name], label=name)
+      axis.fill_between(steps, np.min(curves, 0), np.max(curves, 0),
+                        color=colors[name], alpha=0.2, linewidth=0)
+    axis.set(title=f"width {width}", xlabel="step", yscale="log")
+  axes[0].set_ylabel("train loss (mean and range of seeds)")
+  for name in names:
+    group = results[results.method == name].groupby("width")
+    mean = group["final_train_loss"].mean()
+    ends = np.array([interval(g["final_train_loss"]) for _, g in group])
+    axes[-1].plot(mean.index, mean, "o-", color=colors[name], label=name)
+    axes[-1].fill_between(mean.index, ends[:, 0], ends[:, 1],
+                          color=colors[name], alpha=0.2, linewidth=0)
+  axes[-1].set(title="final train loss", xlabel="width", xscale="log",
+               yscale="log", xticks=widths, xticklabels=widths)
+  axes[-1].minorticks_off()
+  axes[0].legend(fontsize="small")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+_ARTIFACT = flags.DEFINE_string("artifact", None, "A theta.safetensors.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
+_WIDTHS = flags.DEFINE_list(
+    "widths", None, "Default: 1, 4 and 16 times the largest one that the "
+    "optimizer was meta-trained on.")
+_DATASET = flags.DEFINE_string("dataset", "digits", "See tasks/data.py.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
+_DEPTH = flags.DEFINE_integer("depth", 2, "Hidden layers.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Examples per batch.")
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", 1000, "Steps of each run.", lower_bound=10)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per method.", lower_bound=1)
+_TUNE_ON = flags.DEFINE_enum(
+    "tune_on", "final_train_loss",
+    ["final_train_loss", "mean_train_loss", "outer_valid_loss"],
+    "What the learning rates of the baselines are chosen by.")
+
+
+def main(argv):
+  """Runs `compare` on the flags and writes the report."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+  folder = pathlib.Path(_WORKDIR.value)
+  try:
+    artifact = mulo.read(_ARTIFACT.value)
+    widths = [int(w) for w in _WIDTHS.value or ()]
+    if not widths:
+      trained = [t.get("width", 0) for t in
+                 artifact.record.get("tasks", {}).values()]
+      if not trained:
+        raise ValueError("The artifact names no widths: pass --widths.")
+      widths = [factor * max(trained) for factor in (1, 4, 16)]
+    folder.mkdir(parents=True, exist_ok=True)
+    results = compare(
+        artifact, folder, dataset=_DATASET.value, widths=widths,
+        depth=_DEPTH.value, batch_size=_BATCH_SIZE.value,
+        num_steps=_NUM_STEPS.value, num_seeds=_SEEDS.value,
+        tune_on=_TUNE_ON.value, data_dir=_DATA_DIR.value)
+  except (ValueError, OSError) as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+  results.drop(columns="curve").to_csv(folder / "results.csv", index=False)
+  text = table(results)
+  (folder / "table.md").write_text(text + "\n")
+  plot(results, _NUM_STEPS.value, folder / "width_transfer.png")
+  print(text)
+  print(f"\nPlot: {folder / 'width_transfer.png'}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["artifact", "workdir"])
+  app.run(main)

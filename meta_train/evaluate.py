@@ -1,0 +1,82 @@
+"""Training networks with a fixed optimizer and recording how it goes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_train import unroll
+from tasks import base as tasks_base
+
+EVAL_BATCHES = 32
+
+
+class Result(NamedTuple):
+  """How a number of runs went; leading axis [runs].
+
+  Attributes:
+    train_loss: loss of each batch before its update, [runs, num_steps].
+    final: {split: {"loss", "accuracy": [runs]}} of the final parameters.
+  """
+
+  train_loss: np.ndarray
+  final: dict[str, dict[str, np.ndarray]]
+
+
+def train(task: tasks_base.Task, opt_fn: unroll.OptFn, thetas: Any,
+          keys: jax.Array, num_steps: int, chunk: int = 50,
+          on_chunk=lambda steps: None) -> Result:
+  """Trains one network per entry of `thetas`, all at the same time.
+
+  Args:
+    task: what is trained.
+    opt_fn: `opt_fn(theta, num_steps=...)` is the optimizer; for a baseline
+      theta may be its learning rate.
+    thetas: tree whose arrays have the leading axis [runs].
+    keys: [runs], decide initialisation and batches.
+    num_steps: steps per run.
+    chunk: steps per call of the device.
+    on_chunk: called with the number of steps done since the last call.
+
+  Returns:
+    See `Result`; a run that diverged has losses that are not finite.
+  """
+  data = jax.device_put(task.data)
+  start = jax.vmap(lambda theta, key: unroll.start(
+      task, opt_fn, theta, jax.random.fold_in(key, 0),
+      jnp.int32(num_steps)))
+
+  def advance(state, thetas, keys, data, steps):
+    one = lambda state, theta, key: unroll.unroll(
+        task, opt_fn, theta, state, jax.random.fold_in(key, 1 + state.step),
+        data, steps)
+    return jax.vmap(one)(state, thetas, keys)
+
+  advance = jax.jit(advance, static_argnums=4, donate_argnums=0)
+  state = jax.jit(start)(thetas, keys)
+  losses = []
+  for first in range(0, num_steps, chunk):
+    steps = min(chunk, num_steps - first)
+    state, loss = advance(state, thetas, keys, data, steps)
+    losses.append(np.asarray(loss))
+    on_chunk(steps)
+  final = jax.jit(jax.vmap(
+      lambda params, data: evaluate(task, params, data), (0, None)))(
+          state.params, {s: data[s] for s in ("outer_valid", "test")})
+  return Result(np.concatenate(losses, 1), jax.device_get(final))
+
+
+def evaluate(task: tasks_base.Task, params: Any, splits: dict[str, Any]
+             ) -> dict[str, dict[str, jax.Array]]:
+  """Mean loss and aux over EVAL_BATCHES batches of each split.
+
+  The batches are always the same, so that runs can be compared.
+  """
+  def on_batch(split):
+    def one(key):
+      loss, aux = task.loss(params, key, task.sample_batch(key, split))
+      return {"loss": loss, **aux}
+    keys = jax.random.split(jax.random.key(0), EVAL_BATCHES)
+    return jax.tree.map(jnp.mean, jax.lax.map(one, keys))
+  return {name: on_batch(split) for name, split in splits.items()}
