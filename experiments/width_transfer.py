@@ -170,8 +170,9 @@ def table(results: pd.DataFrame) -> str:
   rows = []
   for (width, method), group in results.groupby(
       ["width", "method"], sort=False):
-    with_interval = lambda name, group=group: "{:.2g} ({:.2g} to {:.2g})".format(
-        group[name].mean(), *interval(group[name]))
+    with_interval = lambda name, group=group: (
+        "{:.2g} ({:.2g} to {:.2g})".format(
+            group[name].mean(), *interval(group[name])))
     rate = group["learning_rate"].iloc[0]
     rows.append({
         "width": width, "optimizer": method,
@@ -192,7 +193,7 @@ def plot(results: pd.DataFrame, num_steps: int, path: pathlib.Path) -> None:
   from matplotlib import pyplot as plt
   widths = list(results["width"].unique())
   names = list(results["method"].unique())
-  colors = dict(zip(names, plt.get_cmap("tab10").colors))
+  colors = {name: f"C{i}" for i, name in enumerate(names)}
   figure, axes = plt.subplots(
       1, len(widths) + 1, figsize=(3.6 * (len(widths) + 1), 3.4),
       layout="constrained")
@@ -221,8 +222,10 @@ def plot(results: pd.DataFrame, num_steps: int, path: pathlib.Path) -> None:
   plt.close(figure)
 
 
-_ARTIFACT = flags.DEFINE_string("artifact", None, "A theta.safetensors.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
+_ARTIFACT = flags.DEFINE_string(
+    "artifact", None, "A theta.safetensors.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the results.", required=True)
 _WIDTHS = flags.DEFINE_list(
     "widths", None, "Default: 1, 4 and 16 times the largest one that the "
     "optimizer was meta-trained on.")
@@ -271,5 +274,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["artifact", "workdir"])
   app.run(main)

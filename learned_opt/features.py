@@ -42,13 +42,13 @@ class Features(NamedTuple):
   column_scale: jax.Array  # [6]
 
 
-def time_features(count: jax.Array) -> jax.Array:
+def time_features(step: jax.Array) -> jax.Array:
   """tanh(t / tau - 1) for 11 time scales tau. Shape [11].
 
   Args:
-    count: number of inner steps taken before this one, scalar.
+    step: number of inner steps taken before this one, scalar.
   """
-  return jnp.tanh(count.astype(jnp.float32) / TIME_SCALES - 1)
+  return jnp.tanh(step.astype(jnp.float32) / TIME_SCALES - 1)
 
 
 def mean_squares(values: jax.Array) -> jax.Array:

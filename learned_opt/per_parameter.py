@@ -11,11 +11,11 @@ class State(NamedTuple):
   """State of a per-parameter optimizer.
 
   Attributes:
-    count: number of steps taken, int32 scalar.
+    step: number of steps taken, int32 scalar.
     parameters: tree like the parameters, with the state of each as leaf.
   """
 
-  count: jax.Array
+  step: jax.Array
   parameters: Any
 
 
@@ -25,8 +25,8 @@ def transformation(init_one: Callable, step_one: Callable
 
   Args:
     init_one: `shape -> state` of one parameter; never the empty shape.
-    step_one: `(grad, param, state, count) -> (update, state)`, float32, with
-      `count` the number of steps taken before this one. Scalars come as [1].
+    step_one: `(grad, param, state, step) -> (update, state)`, float32, with
+      `step` the number of steps taken before this one. Scalars come as [1].
 
   Returns:
     A transformation whose updates have the dtype of the gradients. Its
@@ -46,16 +46,13 @@ def transformation(init_one: Callable, step_one: Callable
           "A learned optimizer reads the parameters: call "
           "update(grads, state, params), not update(grads, state).")
 
-    def one(grad, param, acc):
+    def one(grad, param, old):
       wide = lambda x: x.astype(jnp.float32).reshape(at_least_1d(x.shape))
-      step, acc = step_one(wide(grad), wide(param), acc, state.count)
-      return step.reshape(grad.shape).astype(grad.dtype), acc
+      change, new = step_one(wide(grad), wide(param), old, state.step)
+      return change.reshape(grad.shape).astype(grad.dtype), new
 
-    leaves, treedef = jax.tree.flatten(grads)
-    pairs = [one(*x) for x in zip(leaves, treedef.flatten_up_to(params),
-                                  treedef.flatten_up_to(state.parameters))]
-    updates, parameters = zip(*pairs) if pairs else ((), ())
-    return treedef.unflatten(updates), State(
-        optax.safe_increment(state.count), treedef.unflatten(parameters))
+    pairs = jax.tree.map(one, grads, params, state.parameters)
+    pick = lambda i: jax.tree.map(lambda _, pair: pair[i], grads, pairs)
+    return pick(0), State(optax.safe_increment(state.step), pick(1))
 
   return optax.GradientTransformationExtraArgs(init, update)

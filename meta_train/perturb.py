@@ -10,7 +10,7 @@ def sample(key: jax.Array, theta: Any, std: float) -> Any:
   """Independent normal noise with standard deviation `std`, like theta."""
   leaves, treedef = jax.tree.flatten(theta)
   keys = jax.random.split(key, len(leaves))
-  return treedef.unflatten([
+  return jax.tree.unflatten(treedef, [
       std * jax.random.normal(k, x.shape, x.dtype)
       for k, x in zip(keys, leaves)])
 

@@ -44,7 +44,8 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
 
   def step(state, data):
     keys = task_keys(jax.random.fold_in(root, state.step + 2))
-    outs, states, metrics = {}, {}, {}
+    outs, states = {}, {}
+    metrics: dict[str, Any] = {}
     for name, estimator in estimators.items():
       outs[name], states[name] = estimator.estimate(
           keys[name], state.theta, state.estimator_states[name], data[name])

@@ -20,8 +20,8 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
-from ml_collections import config_flags
 import ml_collections
+from ml_collections import config_flags
 import numpy as np
 import optax
 import tqdm
@@ -231,7 +231,8 @@ def _loop(config, program: Program, state, saved: checkpoint.Checkpointer,
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run.", required=True)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
 
@@ -248,5 +249,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main)

@@ -94,7 +94,8 @@ def _mnist(data_dir: str) -> ImageData:
           f"{folder}: {stem} has the label {label.max()}; MNIST has 0 to 9.")
     return image[..., None], label.astype(np.int32)
 
-  return ImageData(_split(*load("train"), load("t10k")), 10, 255)
+  image, label = load("train")
+  return ImageData(_split(image, label, load("t10k")), 10, 255)
 
 
 def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:

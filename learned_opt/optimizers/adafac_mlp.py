@@ -48,13 +48,13 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001
     del num_steps
     decays = _decays(theta)
 
-    def step(grad, param, acc, count):
+    def step_one(grad, param, acc, step):
       acc = accumulators.update(acc, grad, decays, floor=1e-30)
       direction, magnitude = mlp.apply(
-          theta, _features(grad, param, acc, count))
+          theta, _features(grad, param, acc, step))
       return -step_mult * direction * jnp.exp(exp_mult * magnitude), acc
 
-    return per_parameter.transformation(accumulators.init, step)
+    return per_parameter.transformation(accumulators.init, step_one)
 
   return base.LearnedOptimizer(init, opt_fn)
 
@@ -72,7 +72,7 @@ def _safe_rsqrt(x):
   return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
 
 
-def _features(grad, param, acc, count) -> features_lib.Features:
+def _features(grad, param, acc, step) -> features_lib.Features:
   inverse_rms = jax.lax.rsqrt(acc.second + 1e-6)
   axes = accumulators.factored_axes(grad.shape)
   if axes is None:
@@ -91,7 +91,7 @@ def _features(grad, param, acc, count) -> features_lib.Features:
   row, column = with_root(acc.row), with_root(column)
   scale = lambda squares: jax.lax.rsqrt(1e-5 + squares)
   return features_lib.Features(
-      element, row, column, features_lib.time_features(count),
+      element, row, column, features_lib.time_features(step),
       scale(jnp.stack([jnp.mean(jnp.square(x)) for x in element])),
       scale(features_lib.mean_squares(row)),
       scale(features_lib.mean_squares(column)))

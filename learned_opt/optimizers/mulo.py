@@ -76,17 +76,17 @@ def make(hidden: int = 8, step_mult: float = 0.01, exp_mult: float = 0.1
     del num_steps
     decays = _decays(theta)
 
-    def step(grad, param, state, count):
+    def step_one(grad, param, state, step):
       state, grad = _accumulate(state, grad, decays)
-      noise = _noise_features(state.statistics, decays, count)
+      noise = _noise_features(state.statistics, decays, step)
       direction, magnitude = mlp.apply(theta, _features(
           grad, param, state.statistics,
-          jnp.concatenate([features_lib.time_features(count), noise])))
+          jnp.concatenate([features_lib.time_features(step), noise])))
       return -step_mult * direction * jnp.exp(exp_mult * magnitude), state
 
     init_one = lambda shape: State(
         jnp.zeros([], jnp.float32), accumulators.init(shape))
-    return per_parameter.transformation(init_one, step)
+    return per_parameter.transformation(init_one, step_one)
 
   return base.LearnedOptimizer(init, opt_fn)
 
@@ -131,12 +131,12 @@ def _accumulate(state, grad, decays):
   return State(unit, statistics), grad
 
 
-def _noise_features(statistics, decays, count):
+def _noise_features(statistics, decays, step):
   """Log of rms(momentum) / sqrt(mean second moment), unbiased. Shape [3].
 
   Zero where the gradient has always been the same, negative under noise.
   """
-  steps = count.astype(jnp.float32) + 1
+  steps = step.astype(jnp.float32) + 1
   bias = lambda decay: 1 - decay**steps
   second = jnp.mean(statistics.second) / bias(decays.second)
   momentum = (features_lib.mean_squares(statistics.momentum) /

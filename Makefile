@@ -1,0 +1,43 @@
+# Two commands do everything: make quickstart, make test.
+# PYTHON: an interpreter of at least 3.11 that makes the virtual environment.
+PYTHON ?= python3
+RUN := runs/quickstart
+BIN := .venv/bin
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+# Compilation of small programs is worth keeping, too.
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
+
+.PHONY: quickstart test lint types lock clean
+
+# Meta-trains on digits, then compares on wider networks: table and plot.
+quickstart: .venv/ready
+	$(BIN)/python -m meta_train.train \
+	  --config=meta_train/configs/quickstart.py --workdir=$(RUN)
+	$(BIN)/python -m experiments.width_transfer \
+	  --artifact=$(RUN)/theta.safetensors --workdir=$(RUN)/width_transfer
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/flake8
+	$(BIN)/isort --check --diff .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+# New versions within the ranges of setup.cfg.
+lock:
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --extra train --extra test --output-file requirements.lock \
+	  --custom-compile-command "make lock" setup.cfg
+
+clean:
+	rm -rf .venv .cache build *.egg-info
+
+.venv/ready: requirements.lock setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
