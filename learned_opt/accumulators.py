@@ -81,8 +81,10 @@ def update(acc: Accumulators, grad: jax.Array, decays: Decays,
     Statistics that include `grad`.
   """
   squared = jnp.square(grad)
-  ema = lambda old, new, decay, unit: decay * unit * old + (1 - decay) * new
   wide = lambda decay: along(decay, grad.ndim)
+  # One decay per leading index; the new value is the same for each.
+  emas = lambda old, new, decay, unit: (
+      wide(decay * unit) * old + wide(1 - decay) * new[None])
   floored = squared + floor
   axes = factored_axes(grad.shape)
   if axes is None:
@@ -90,9 +92,10 @@ def update(acc: Accumulators, grad: jax.Array, decays: Decays,
   else:
     column_axis, row_axis = axes
     row_mean = jnp.mean(floored, row_axis, keepdims=True)
-    column = ema(acc.column, jnp.mean(floored, column_axis, keepdims=True),
-                 wide(decays.factored), rescale**2)
-  row = ema(acc.row, row_mean, wide(decays.factored), rescale**2)
+    column = emas(acc.column, jnp.mean(floored, column_axis, keepdims=True),
+                  decays.factored, rescale**2)
+  row = emas(acc.row, row_mean, decays.factored, rescale**2)
   return Accumulators(
-      ema(acc.momentum, grad, wide(decays.momentum), rescale),
-      ema(acc.second, squared, decays.second, rescale**2), row, column)
+      emas(acc.momentum, grad, decays.momentum, rescale),
+      (decays.second * rescale**2 * acc.second +
+       (1 - decays.second) * squared), row, column)

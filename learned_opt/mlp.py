@@ -8,9 +8,10 @@ broadcast; all of that is exact up to rounding.
 
 Two lowerings. Up to UNROLL_HIDDEN hidden units the products are written out
 one by one, so that XLA fuses features, MLP and output into one loop over the
-elements. Beyond that, where the number of products would make compilation
-slow, and for parameters of fewer than UNROLL_SIZE elements, where LLVM would
-unroll that loop as well, matrix products over a leading feature axis.
+elements. Beyond that, and for parameters of fewer than UNROLL_SIZE elements,
+matrix products over a leading feature axis: LLVM's code generator was seen to
+run out of memory on the written-out form with 16 and 32 hidden units, for
+some shapes.
 """
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from learned_opt import features as features_lib
 
-UNROLL_HIDDEN = 32
+UNROLL_HIDDEN = 8
 UNROLL_SIZE = 256
 
 

@@ -85,8 +85,8 @@ def _features(grad, param, acc, step) -> features_lib.Features:
     for_grad = _safe_rsqrt(acc.row / (mean + 1e-9)) * _safe_rsqrt(column)
     for_momentum = for_grad
   element = (grad, param, *acc.momentum, acc.second,
-             *(acc.momentum * inverse_rms), inverse_rms, *(grad * for_grad),
-             *(acc.momentum * for_momentum))
+             *(acc.momentum * inverse_rms[None]), inverse_rms,
+             *(grad[None] * for_grad), *(acc.momentum * for_momentum))
   with_root = lambda x: jnp.concatenate([x, jax.lax.rsqrt(x + 1e-8)])
   row, column = with_root(acc.row), with_root(column)
   scale = lambda squares: jax.lax.rsqrt(1e-5 + squares)

@@ -168,8 +168,8 @@ def _features(grad, param, acc, tensor) -> features_lib.Features:
     factored = (row_root * column_root *
                 jnp.sqrt(mean + RELATIVE_FLOOR * means(acc.row) + TINY))
   element = (grad, param, *acc.momentum, acc.second,
-             *(acc.momentum * inverse_rms), inverse_rms_feature,
-             *(grad * factored), *(acc.momentum * factored))
+             *(acc.momentum * inverse_rms[None]), inverse_rms_feature,
+             *(grad[None] * factored), *(acc.momentum * factored))
   row = jnp.concatenate([acc.row, row_feature])
   column = jnp.concatenate([column, column_feature])
   return features_lib.Features(

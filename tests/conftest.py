@@ -1,0 +1,42 @@
+"""Strict JAX, and inputs that several tests use."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled programs are kept from one test run to the next.
+jax.config.update("jax_compilation_cache_dir", os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# Ranks 0 to 4, ties between axis sizes, and both sides of the size at which
+# the kernel changes its lowering.
+SHAPES = {
+    "scalar": (), "vector": (7,), "long_vector": (300,), "matrix": (5, 7),
+    "tall": (40, 9), "square": (16, 16), "cube": (6, 5, 6), "tie": (3, 8, 8),
+    "conv": (3, 3, 4, 8), "small_conv": (3, 3, 2, 2)}
+
+
+@pytest.fixture
+def shapes():
+  return SHAPES
+
+
+def normal_tree(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+  """A normal array for each of SHAPES."""
+  rng = np.random.default_rng(seed)
+  return {k: (scale * rng.normal(size=s)).astype(np.float32)
+          for k, s in SHAPES.items()}
+
+
+def perturbed(theta, seed: int, std: float = 0.1):
+  """theta plus noise, so that no part of it is at its initial value."""
+  leaves, treedef = jax.tree.flatten(theta)
+  rng = np.random.default_rng(seed)
+  return jax.tree.unflatten(treedef, [
+      (x + std * rng.normal(size=x.shape)).astype(np.float32)
+      for x in leaves])

@@ -1,0 +1,194 @@
+"""The learned optimizers against golden vectors and a naive oracle."""
+
+import pathlib
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+
+from learned_opt import optimizers
+import mulo
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+ORACLES = {"adafac_mlp": oracle.adafac_mlp, "mulo": oracle.mulo}
+
+
+def run(tx, params, grads):
+  """Parameters after each update."""
+  update = jax.jit(tx.update)
+  state, after = tx.init(params), []
+  for grad in grads:
+    updates, state = update(grad, state, params)
+    params = optax.apply_updates(params, updates)
+    after.append(params)
+  return after
+
+
+def deviation(found, expected, start):
+  """Largest deviation over all updates, over the total movement."""
+  worst = 0.0
+  for k in start:
+    movement = np.max(np.abs(np.float64(expected[-1][k]) - start[k]))
+    difference = max(np.max(np.abs(np.float64(f[k]) - np.float64(e[k])))
+                     for f, e in zip(found, expected))
+    worst = max(worst, difference / movement)
+  return worst
+
+
+@pytest.mark.parametrize("name, step_mult, tolerance", [
+    ("adafac_mlp_lopt_h4", 0.001, 3e-4),
+    ("adafac_mlp_lopt_h32_step0.01", 0.01, 2e-5)])
+def test_published_implementation(name, step_mult, tolerance):
+  with np.load(GOLDEN / f"{name}.npz") as file:
+    arrays = dict(file)
+  part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items()
+                         if k.startswith(prefix)}
+  artifact = mulo.convert(
+      part("theta/"), "learned_optimization/adafac_mlp_lopt",
+      step_mult=step_mult)
+  params = part("params/")
+  found = run(artifact.lopt.opt_fn(artifact.theta), params,
+              [part(f"grads/{t}/") for t in range(6)])
+  expected = [part(f"after/{t}/") for t in range(6)]
+  assert deviation(found, expected, params) <= tolerance
+
+
+def settings(name, hidden):
+  # A large step, so that rounding of the parameters does not matter.
+  return {"name": name, "hidden": hidden, "step_mult": 1.0}
+
+
+@pytest.mark.parametrize("hidden", [4, 9])  # both lowerings at every size
+@pytest.mark.parametrize("name", ["adafac_mlp", "mulo"])
+def test_oracle(name, hidden):
+  lopt = optimizers.get(**settings(name, hidden))
+  theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
+  params = conftest.normal_tree(2)
+  grads = [conftest.normal_tree(10 + t, 10.0**-t) for t in range(4)]
+  grads[0]["matrix"][:] = 0  # as behind a readout that starts at zero
+  for grad in grads:
+    grad["square"][2] = 0  # a dead input
+    grad["conv"][0, 0] = 0
+  found = run(lopt.opt_fn(theta), params, grads)
+  expected = oracle.run(ORACLES[name](1.0), theta, params, grads)
+  assert deviation(found, expected, params) <= 2e-5
+
+
+@pytest.mark.parametrize("name", ["adafac_mlp", "mulo"])
+def test_vmap_over_theta(name):
+  lopt = optimizers.get(**settings(name, 4))
+  thetas = [conftest.perturbed(lopt.init(jax.random.key(0)), i)
+            for i in range(2)]
+  params = {k: v for k, v in conftest.normal_tree(2).items()
+            if k in ("vector", "tall", "conv")}
+  grad = {k: v for k, v in conftest.normal_tree(3).items() if k in params}
+
+  def one(theta):
+    tx = lopt.opt_fn(theta)
+    return tx.update(grad, tx.init(params), params)[0]
+
+  together = jax.jit(jax.vmap(one))(
+      jax.tree.map(lambda *x: jnp.stack(x), *thetas))
+  for i, theta in enumerate(thetas):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.tree.map(lambda x: x[i], together), jax.jit(one)(theta))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 2.0**20, 1e6])
+def test_mulo_ignores_the_scale_of_gradients(scale):
+  lopt = optimizers.get("mulo", step_mult=1.0)
+  theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
+  params = conftest.normal_tree(2)
+  grads = [conftest.normal_tree(10 + t, 1e-3 * 3.0**-t) for t in range(4)]
+  scaled = [jax.tree.map(lambda g: np.float32(scale) * g, g) for g in grads]
+  tx = lopt.opt_fn(theta)
+  found, expected = run(tx, params, scaled), run(tx, params, grads)
+  exponent = np.log2(scale)
+  tolerance = 0 if exponent == int(exponent) else 2e-6
+  assert deviation(found, expected, params) <= tolerance
+
+
+def test_adafac_mlp_does_not(shapes):
+  """The test above can fail: published epsilons break the invariance."""
+  del shapes
+  lopt = optimizers.get("adafac_mlp", hidden=4, step_mult=1.0)
+  tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
+  params = conftest.normal_tree(2)
+  grads = [conftest.normal_tree(3, 1e-3)]
+  scaled = [jax.tree.map(lambda g: np.float32(1e-6) * g, g) for g in grads]
+  assert deviation(run(tx, params, scaled), run(tx, params, grads),
+                   params) > 0.01
+
+
+@pytest.mark.parametrize("name", ["adafac_mlp", "mulo"])
+def test_zero_gradients_and_parameters(name):
+  lopt = optimizers.get(name, hidden=4)
+  tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
+  params = jax.tree.map(np.zeros_like, conftest.normal_tree(0))
+  zero, some = params, conftest.normal_tree(1, 1e-3)
+  for after in run(tx, params, [zero, zero, some, zero]):
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
+
+
+def test_mulo_starts_as_adam():
+  """Direction of Adam, size of Adam up to one factor per tensor."""
+  lopt = optimizers.get("mulo", step_mult=1.0)
+  tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+  reference = optax.scale_by_adam(eps=0.0)
+  params = conftest.normal_tree(0)
+  state, reference_state = tx.init(params), reference.init(params)
+  update = jax.jit(tx.update)
+  for t in range(5):
+    grad = conftest.normal_tree(t)
+    updates, state = update(grad, state, params)
+    expected, reference_state = reference.update(grad, reference_state)
+  for k, x in updates.items():
+    ratio = np.asarray(x / -expected[k])
+    np.testing.assert_allclose(ratio, np.mean(ratio), rtol=1e-4)
+    assert 0.3 < np.mean(ratio) < 3
+
+
+@pytest.mark.parametrize("name, hidden, count", [
+    ("adafac_mlp", 4, 197), ("adafac_mlp", 32, 2409), ("mulo", 8, 441)])
+def test_number_of_meta_parameters(name, hidden, count):
+  shapes = jax.eval_shape(
+      optimizers.get(name, hidden=hidden).init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_state_size_and_dtypes(name):
+  lopt = optimizers.get(name)
+  tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+  params = {"w": jnp.ones((40, 30), jnp.bfloat16)}
+  state = tx.init(params)
+  updates, new = jax.jit(tx.update)(params, state, params)
+  types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert types(new) == types(state)
+  assert types(updates) == types(params)
+  # Three momenta and a second moment per parameter, and the factors.
+  numbers = sum(x.size for x in jax.tree.leaves(state))
+  assert numbers <= 4 * 40 * 30 + 3 * (40 + 30) + 2
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_update_needs_params(name):
+  lopt = optimizers.get(name)
+  tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+  params = {"w": jnp.ones((3, 2))}
+  with pytest.raises(ValueError, match="update.grads, state, params"):
+    tx.update(params, tx.init(params))
+
+
+def test_unknown_names_and_settings():
+  with pytest.raises(ValueError, match="available: adafac_mlp, mulo"):
+    optimizers.get("adam")
+  with pytest.raises(ValueError, match="refused the settings .*'width'"):
+    optimizers.get("mulo", width=3)
+  with pytest.raises(ValueError, match="hidden >= 3"):
+    optimizers.get("mulo", hidden=2)
