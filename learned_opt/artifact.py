@@ -114,7 +114,8 @@ def sha256(theta: Any) -> str:
   return digest.hexdigest()
 
 
-def _header_sha256(header: dict) -> str:
+def header_sha256(header: dict) -> str:
+  """Hash of all metadata but itself."""
   rest = {k: v for k, v in header.items() if k != "header_sha256"}
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -132,7 +133,7 @@ def write(path: str | os.PathLike, artifact: Artifact) -> None:
       "settings": artifact.settings,
       "parametrization": artifact.parametrization, "record": artifact.record,
       "licence": artifact.licence, "sha256": sha256(flat)}
-  header["header_sha256"] = _header_sha256(header)
+  header["header_sha256"] = header_sha256(header)
   content = safetensors_numpy.save(
       flat, {"mulo": json.dumps(header, sort_keys=True)})
   path = pathlib.Path(path)
@@ -183,7 +184,7 @@ def _read(path: pathlib.Path) -> Artifact:
       isinstance(header[k], t) for k, t in FIELDS.items()):
     raise ValueError(f"its metadata must have the fields {sorted(FIELDS)}.")
   if (header["sha256"] != sha256(flat) or
-      header["header_sha256"] != _header_sha256(header)):
+      header["header_sha256"] != header_sha256(header)):
     raise ValueError("its sha256 does not fit its content: it is damaged.")
   lopt = optimizers.get(header["optimizer"], **header["settings"])
   return Artifact(

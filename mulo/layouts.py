@@ -49,7 +49,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
         f"{sorted(set(flat_arrays) - set(names.values()))}.")
   flat = {ours: np.asarray(flat_arrays[theirs], np.float32)
           for ours, theirs in names.items()}
-  settings = {"hidden": int(flat["w1"].shape[-1]), **settings}
+  settings = {"hidden": flat["b0"].size, **settings}
   lopt = optimizers.get(optimizer, **settings)
   return artifact_lib.Artifact(
       optimizer, settings, parametrization,

@@ -54,7 +54,8 @@ def make(parametrization, dataset: str = "digits", width: int = 64,
     x = batch["image"]
     for i, mult in enumerate(mults):
       x = jax.nn.relu(x) if i else x
-      x = mult * (x @ params[f"layer_{i}"]["w"]) + params[f"layer_{i}"]["b"]
+      layer = params[f"layer_{i}"]
+      x = mult * (x @ layer["w"]) + layer["b"][None]
     losses = optax.softmax_cross_entropy_with_integer_labels(
         x, batch["label"])
     correct = jnp.argmax(x, 1) == batch["label"]
