@@ -12,7 +12,7 @@ from meta_train import base
 class Checkpointer:
   """Saves states under `folder` and keeps the last `keep`.
 
-  A checkpoint that was being written when the process died is ignored and
+  A context manager, which at its end waits until all is written. A checkpoint that was being written when the process died is ignored and
   removed.
   """
 
@@ -39,5 +39,4 @@ class Checkpointer:
     return self
 
   def __exit__(self, *exception) -> None:
-    """Waits until all is written."""
     self._manager.close()

@@ -6,7 +6,7 @@ import pathlib
 
 
 class Writer:
-  """Appends to a metrics file.
+  """Appends to a metrics file; a context manager that closes it.
 
   Rows past `step`, which a killed run wrote after its last checkpoint, and a
   last line that it did not finish, are removed first.
@@ -24,8 +24,10 @@ class Writer:
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._file.flush()
 
-  def close(self) -> None:
-    """Closes the file."""
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception) -> None:
     self._file.close()
 
 

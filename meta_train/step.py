@@ -58,8 +58,8 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
     metrics |= {
         "meta_loss": sum(o.meta_loss for o in outs.values()) / len(outs),
         "inner_steps": sum(o.info["inner_steps"] for o in outs.values()),
-        "grad_norm": optax.global_norm(grad),
-        "update_norm": optax.global_norm(updates)}
+        "grad_norm": optax.tree.norm(grad),
+        "update_norm": optax.tree.norm(updates)}
     return base.MetaState(state.step + 1, theta, opt_state, states), metrics
 
   return jax.jit(init), jax.jit(step, donate_argnums=0)

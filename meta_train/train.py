@@ -81,6 +81,10 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
 def theta_optimizer(config) -> optax.GradientTransformation:
   """Clipping of the meta-gradient, then AdamW with warm-up and cosine."""
   section = config.theta_opt
+  if not 0 <= section.warmup < config.num_steps:
+    raise ValueError(
+        f"theta_opt.warmup ({section.warmup}) must be less than num_steps "
+        f"({config.num_steps}).")
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, section.learning_rate, section.warmup, config.num_steps,
       section.final_learning_rate)
@@ -200,32 +204,29 @@ def _loop(config, program: Program, state, saved: checkpoint.Checkpointer,
           path: pathlib.Path):
   """Outer steps until config.num_steps; returns the last state."""
   first = int(state.step)
-  writer = metrics_lib.Writer(path, first)
-  bar = tqdm.tqdm(
-      total=config.num_steps, initial=first, desc="meta-training", unit="step",
-      mininterval=0.5 if sys.stderr.isatty() else 10, smoothing=0.05)
   waiting, began = [], time.perf_counter()
-  for step in range(first + 1, config.num_steps + 1):
-    state, metrics = program.step(state, program.data)
-    waiting.append(metrics)
-    if step % config.log_every and step != config.num_steps:
-      continue
-    rows = jax.device_get(waiting)
-    check_finite(rows, step - len(rows) + 1)
-    mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
-    seconds, began = time.perf_counter() - began, time.perf_counter()
-    mean["inner_steps_per_second"] = (
-        mean["inner_steps"] * len(rows) / seconds)
-    writer.write(step, mean)
-    bar.update(len(rows))
-    bar.set_postfix_str(
-        f"meta-loss {mean['meta_loss']:.4f}, "
-        f"{mean['inner_steps_per_second']:,.0f} inner steps/s")
-    waiting = []
-    if step % config.checkpoint_every == 0:
-      saved.save(state)
-  bar.close()
-  writer.close()
+  with metrics_lib.Writer(path, first) as writer, tqdm.tqdm(
+      total=config.num_steps, initial=first, desc="meta-training", unit="step",
+      mininterval=0.5 if sys.stderr.isatty() else 10, smoothing=0.05) as bar:
+    for step in range(first + 1, config.num_steps + 1):
+      state, metrics = program.step(state, program.data)
+      waiting.append(metrics)
+      if step % config.log_every and step != config.num_steps:
+        continue
+      rows = jax.device_get(waiting)
+      waiting = []
+      check_finite(rows, step - len(rows) + 1)
+      mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+      seconds, began = time.perf_counter() - began, time.perf_counter()
+      mean["inner_steps_per_second"] = (
+          mean["inner_steps"] * len(rows) / seconds)
+      writer.write(step, mean)
+      bar.update(len(rows))
+      bar.set_postfix_str(
+          f"meta-loss {mean['meta_loss']:.4f}, "
+          f"{mean['inner_steps_per_second']:,.0f} inner steps/s")
+      if step % config.checkpoint_every == 0:
+        saved.save(state)
   return state
 
 

@@ -51,7 +51,7 @@ class State(NamedTuple):
   statistics: accumulators.Accumulators
 
 
-def make(hidden: int = 8, step_mult: float = 0.01, exp_mult: float = 0.1
+def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1
          ) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 

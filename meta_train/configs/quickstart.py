@@ -11,21 +11,21 @@ def get_config() -> ml_collections.ConfigDict:
   """Two widths of one network; the horizon is at most 1,000 inner steps."""
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.num_steps = 1500  # outer steps
-  config.optimizer = {"name": "mulo", "hidden": 8, "step_mult": 0.01}
+  config.num_steps = 750  # outer steps
+  config.optimizer = {"name": "mulo", "hidden": 8, "step_mult": 0.1}
   config.parametrization = "mup"
   config.tasks = {
       f"digits_w{width}": {
           "name": "mlp", "dataset": "digits", "width": width, "depth": 2,
           "batch_size": 64} for width in (16, 32)}
-  config.copies = 8  # perturbed pairs per task
+  config.copies = 16  # perturbed pairs per task
   config.estimator = {
       "name": "pes", "std": 0.01, "truncation": 25, "shortest": 100,
-      "longest": 1000, "loss_split": "inner_valid", "drop_nonfinite": False}
+      "longest": 1000, "loss_split": "train", "drop_nonfinite": False}
   config.theta_opt = {
       "learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup": 20,
       "weight_decay": 0.0, "clip": 1.0}
   config.log_every = 10  # outer steps
-  config.checkpoint_every = 100  # outer steps, a multiple of log_every
+  config.checkpoint_every = 50  # outer steps, a multiple of log_every
   config.keep_checkpoints = 2
   return config.lock()

@@ -1,0 +1,21 @@
+"""The quickstart's config, so small that it compiles and runs in seconds."""
+
+from meta_train.configs import quickstart
+
+
+def get_config():
+  """Two tasks of a few parameters, 40 outer steps."""
+  config = quickstart.get_config()
+  config.unlock()
+  config.num_steps = 40
+  config.copies = 2
+  config.optimizer.hidden = 3
+  config.tasks = {
+      "digits": {"name": "mlp", "dataset": "digits", "width": 3, "depth": 1,
+                 "batch_size": 2},
+      "bowl": {"name": "quadratic", "dim": 2}}
+  config.estimator.update(truncation=2, shortest=2, longest=6)
+  config.theta_opt.warmup = 2
+  config.log_every = 1
+  config.checkpoint_every = 2
+  return config.lock()
