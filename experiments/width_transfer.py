@@ -5,7 +5,7 @@ python -m experiments.width_transfer --artifact=runs/q/theta.safetensors \
 
 For each width: the optimizer as it is, Adam at learning rate 1e-3, and Adam
 (standard parametrization) and muAdam (the artifact's widths rule) at the best
-of nine learning rates, tuned at that width. Writes results.csv, table.md and
+of nine learning rates, tuned at that width on other seeds. Writes results.csv, table.md and
 width_transfer.png to the workdir. Run again, it skips what is done.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Callable, NamedTuple
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -36,7 +37,7 @@ LEARNING_RATES = {
     "Adam": [10**(e / 2) for e in range(-8, 1)],  # 1e-4 to 1
     "muAdam": [10**(e / 2) for e in range(-6, 3)],  # 1e-3 to 10
 }
-TUNING_SEED, REPORT_SEED = 1000, 0
+FIRST_TUNING_SEED, FIRST_SEED = 1000, 0
 CURVE_POINTS = 100
 
 
@@ -105,16 +106,16 @@ def train_rows(method: Method, thetas: list, seeds: list[int], task: dict,
 
 def compare(artifact: artifact_lib.Artifact, folder: pathlib.Path, *,
             dataset: str, widths: list[int], depth: int, batch_size: int,
-            num_steps: int, num_seeds: int, tune_on: str,
-            data_dir: str | None) -> pd.DataFrame:
+            num_steps: int, num_seeds: int, num_tuning_seeds: int,
+            tune_on: str, data_dir: str | None) -> pd.DataFrame:
   """Every method at every width; one row per run at the chosen theta.
 
   Columns: method, width, grid_edge (whether the best learning rate was the
   smallest or largest tried), and those of `train_rows`.
   """
   compared = methods(artifact)
-  per_width = sum(num_seeds + len(m.thetas) * (len(m.thetas) > 1)
-                  for m in compared)
+  tuned = sum(len(m.thetas) for m in compared if len(m.thetas) > 1)
+  per_width = num_seeds * len(compared) + num_tuning_seeds * tuned
   bar = tqdm.tqdm(total=len(widths) * per_width * num_steps, unit="step",
                   desc="comparing", unit_scale=True,
                   mininterval=0.5 if sys.stderr.isatty() else 10)
@@ -141,16 +142,23 @@ def compare(artifact: artifact_lib.Artifact, folder: pathlib.Path, *,
 
       best, edge = method.thetas[0], False
       if len(method.thetas) > 1:
-        scores = [row[tune_on] for row in cell(method.thetas, [TUNING_SEED])]
-        scores = np.nan_to_num(scores, nan=np.inf)
-        index = int(np.argmin(scores))
+        rows = cell(method.thetas, [
+            FIRST_TUNING_SEED + i for i in range(num_tuning_seeds)])
+        scores = np.reshape([row[tune_on] for row in rows], (
+            len(method.thetas), num_tuning_seeds)).mean(1)
+        index = best_index(scores)
         best = method.thetas[index]
         edge = index in (0, len(scores) - 1)
-      seeds = [REPORT_SEED + i for i in range(num_seeds)]
+      seeds = [FIRST_SEED + i for i in range(num_seeds)]
       frames.append(pd.DataFrame(cell([best], seeds)).assign(
           method=method.name, width=width, grid_edge=edge))
   bar.close()
   return pd.concat(frames, ignore_index=True)
+
+
+def best_index(scores: np.ndarray) -> int:
+  """Index of the smallest score; one that is not a number is the worst."""
+  return int(np.argmin(np.nan_to_num(scores, nan=np.inf)))
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
@@ -237,6 +245,9 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Examples per batch.")
 _NUM_STEPS = flags.DEFINE_integer(
     "num_steps", 1000, "Steps of each run.", lower_bound=10)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per method.", lower_bound=1)
+_TUNING_SEEDS = flags.DEFINE_integer(
+    "tuning_seeds", 3, "Runs per learning rate, with seeds of their own.",
+    lower_bound=1)
 _TUNE_ON = flags.DEFINE_enum(
     "tune_on", "final_train_loss",
     ["final_train_loss", "mean_train_loss", "outer_valid_loss"],
@@ -247,6 +258,7 @@ def main(argv):
   """Runs `compare` on the flags and writes the report."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+  logging.set_verbosity(logging.WARNING)
   folder = pathlib.Path(_WORKDIR.value)
   try:
     artifact = mulo.read(_ARTIFACT.value)
@@ -262,6 +274,7 @@ def main(argv):
         artifact, folder, dataset=_DATASET.value, widths=widths,
         depth=_DEPTH.value, batch_size=_BATCH_SIZE.value,
         num_steps=_NUM_STEPS.value, num_seeds=_SEEDS.value,
+        num_tuning_seeds=_TUNING_SEEDS.value,
         tune_on=_TUNE_ON.value, data_dir=_DATA_DIR.value)
   except (ValueError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")

@@ -207,7 +207,7 @@ def _loop(config, program: Program, state, saved: checkpoint.Checkpointer,
   waiting, began = [], time.perf_counter()
   with metrics_lib.Writer(path, first) as writer, tqdm.tqdm(
       total=config.num_steps, initial=first, desc="meta-training", unit="step",
-      mininterval=0.5 if sys.stderr.isatty() else 10, smoothing=0.05) as bar:
+      mininterval=0.5 if sys.stderr.isatty() else 10, smoothing=0.3) as bar:
     for step in range(first + 1, config.num_steps + 1):
       state, metrics = program.step(state, program.data)
       waiting.append(metrics)
