@@ -4,9 +4,10 @@ python -m experiments.width_transfer --artifact=runs/q/theta.safetensors \
     --workdir=runs/q/width_transfer [--widths=32,128,512] [--dataset=mnist]
 
 For each width: the optimizer as it is, Adam at learning rate 1e-3, and Adam
-(standard parametrization) and muAdam (the artifact's widths rule) at the best
-of nine learning rates, tuned at that width on other seeds. Writes results.csv, table.md and
-width_transfer.png to the workdir. Run again, it skips what is done.
+(standard parametrization) and muAdam (muP, the same link as the optimizer) at
+the best of nine learning rates, tuned at that width on other seeds. Writes
+results.csv, table.md and width_transfer.png to the workdir. Run again, it
+skips what is done.
 """
 
 import pathlib

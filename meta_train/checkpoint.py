@@ -12,8 +12,8 @@ from meta_train import base
 class Checkpointer:
   """Saves states under `folder` and keeps the last `keep`.
 
-  A context manager, which at its end waits until all is written. A checkpoint that was being written when the process died is ignored and
-  removed.
+  A context manager, which at its end waits until all is written. A checkpoint
+  that was being written when the process died is ignored and removed.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int):

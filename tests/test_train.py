@@ -59,9 +59,10 @@ def command(folder, *flags):
           f"--workdir={folder}", *flags]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"),
-               "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-               "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+ENVIRONMENT = {
+    **os.environ, "PYTHONPATH": str(ROOT / "tests"),
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
 def test_kill_and_resume_gives_the_same_bits(finished, tmp_path):
