@@ -74,6 +74,15 @@ def methods(artifact: artifact_lib.Artifact) -> list[Method]:
       Method("muAdam", "mup", adam, LEARNING_RATES["muAdam"])]
 
 
+def default_widths(artifact: artifact_lib.Artifact) -> list[int]:
+  """1, 4 and 16 times the largest meta-training width."""
+  trained = [task.get("width", 0)
+             for task in artifact.record.get("tasks", {}).values()]
+  if not trained:
+    raise ValueError("The artifact names no tasks: pass --widths.")
+  return [factor * max(trained) for factor in (1, 4, 16)]
+
+
 def train_rows(method: Method, thetas: list, seeds: list[int], task: dict,
                data_dir: str | None, num_steps: int, bar) -> list[dict]:
   """Trains every theta with every seed; one row per run."""
@@ -231,28 +240,29 @@ def plot(results: pd.DataFrame, num_steps: int, path: pathlib.Path) -> None:
   plt.close(figure)
 
 
-_ARTIFACT = flags.DEFINE_string(
-    "artifact", None, "A theta.safetensors.", required=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for the results.", required=True)
-_WIDTHS = flags.DEFINE_list(
-    "widths", None, "Default: 1, 4 and 16 times the largest one that the "
-    "optimizer was meta-trained on.")
-_DATASET = flags.DEFINE_string("dataset", "digits", "See tasks/data.py.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
-_DEPTH = flags.DEFINE_integer("depth", 2, "Hidden layers.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Examples per batch.")
-_NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", 1000, "Steps of each run.", lower_bound=10)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per method.", lower_bound=1)
-_TUNING_SEEDS = flags.DEFINE_integer(
-    "tuning_seeds", 3, "Runs per learning rate, with seeds of their own.",
-    lower_bound=1)
-_TUNE_ON = flags.DEFINE_enum(
-    "tune_on", "final_train_loss",
-    ["final_train_loss", "mean_train_loss", "outer_valid_loss"],
-    "What the learning rates of the baselines are chosen by.")
+def define_flags() -> None:
+  """Defines the flags; not at import, where they would be everyone's."""
+  flags.DEFINE_string("artifact", None, "A theta.safetensors.")
+  flags.DEFINE_string("workdir", None, "Folder for the results.")
+  flags.DEFINE_list(
+      "widths", None, "Default: 1, 4 and 16 times the largest one that the "
+      "optimizer was meta-trained on.")
+  flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "Data set.")
+  flags.DEFINE_string(
+      "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
+  flags.DEFINE_integer("depth", 2, "Hidden layers.", lower_bound=1)
+  flags.DEFINE_integer(
+      "batch_size", 64, "Examples per batch.", lower_bound=1)
+  flags.DEFINE_integer("num_steps", 1000, "Steps per run.", lower_bound=10)
+  flags.DEFINE_integer("seeds", 3, "Runs per method.", lower_bound=1)
+  flags.DEFINE_integer(
+      "tuning_seeds", 3, "Runs per learning rate, with seeds of their own.",
+      lower_bound=1)
+  flags.DEFINE_enum(
+      "tune_on", "final_train_loss",
+      ["final_train_loss", "mean_train_loss", "outer_valid_loss"],
+      "What the learning rates of the baselines are chosen by.")
+  flags.mark_flags_as_required(["artifact", "workdir"])
 
 
 def main(argv):
@@ -260,32 +270,28 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
-  folder = pathlib.Path(_WORKDIR.value)
+  found = flags.FLAGS
+  folder = pathlib.Path(found.workdir)
   try:
-    artifact = mulo.read(_ARTIFACT.value)
-    widths = [int(w) for w in _WIDTHS.value or ()]
-    if not widths:
-      trained = [t.get("width", 0) for t in
-                 artifact.record.get("tasks", {}).values()]
-      if not trained:
-        raise ValueError("The artifact names no widths: pass --widths.")
-      widths = [factor * max(trained) for factor in (1, 4, 16)]
+    artifact = mulo.read(found.artifact)
+    widths = [int(w) for w in found.widths or default_widths(artifact)]
     folder.mkdir(parents=True, exist_ok=True)
     results = compare(
-        artifact, folder, dataset=_DATASET.value, widths=widths,
-        depth=_DEPTH.value, batch_size=_BATCH_SIZE.value,
-        num_steps=_NUM_STEPS.value, num_seeds=_SEEDS.value,
-        num_tuning_seeds=_TUNING_SEEDS.value,
-        tune_on=_TUNE_ON.value, data_dir=_DATA_DIR.value)
+        artifact, folder, dataset=found.dataset, widths=widths,
+        depth=found.depth, batch_size=found.batch_size,
+        num_steps=found.num_steps, num_seeds=found.seeds,
+        num_tuning_seeds=found.tuning_seeds, tune_on=found.tune_on,
+        data_dir=found.data_dir)
   except (ValueError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
   results.drop(columns="curve").to_csv(folder / "results.csv", index=False)
   text = table(results)
   (folder / "table.md").write_text(text + "\n")
-  plot(results, _NUM_STEPS.value, folder / "width_transfer.png")
+  plot(results, found.num_steps, folder / "width_transfer.png")
   print(text)
   print(f"\nPlot: {folder / 'width_transfer.png'}")
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

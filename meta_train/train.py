@@ -230,12 +230,14 @@ def _loop(config, program: Program, state, saved: checkpoint.Checkpointer,
   return state
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration.", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run.", required=True)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
+def define_flags() -> None:
+  """Defines the flags; not at import, where they would be everyone's."""
+  config_flags.DEFINE_config_file(
+      "config", None, "Configuration.", lock_config=True)
+  flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_string(
+      "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
+  flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv):
@@ -243,12 +245,13 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
+  found = flags.FLAGS
   try:
-    meta_train(_CONFIG.value, _WORKDIR.value, _DATA_DIR.value)
+    meta_train(found.config, found.workdir, found.data_dir)
   except (ValueError, FloatingPointError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
+  define_flags()
   app.run(main)
