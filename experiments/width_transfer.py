@@ -50,12 +50,14 @@ class Method(NamedTuple):
     parametrization: name, of the network and of the update.
     opt_fn: `opt_fn(theta, num_steps=...)`, theta a learning rate or theta.
     thetas: the candidates; more than one means that it is tuned.
+    identity: what decides the result beside theta; JSON values.
   """
 
   name: str
   parametrization: str
   opt_fn: Callable
   thetas: list[Any]
+  identity: dict[str, Any]
 
 
 def adam(learning_rate, *, num_steps=None):
@@ -68,18 +70,20 @@ def methods(artifact: artifact_lib.Artifact) -> list[Method]:
   """The optimizers that are compared."""
   return [
       Method(artifact.optimizer, artifact.parametrization,
-             artifact.lopt.opt_fn, [artifact.theta]),
-      Method("Adam 1e-3", "standard", adam, [1e-3]),
-      Method("Adam", "standard", adam, LEARNING_RATES["Adam"]),
-      Method("muAdam", "mup", adam, LEARNING_RATES["muAdam"])]
+             artifact.lopt.opt_fn, [artifact.theta], {
+                 "optimizer": artifact.optimizer,
+                 "settings": artifact.settings}),
+      Method("Adam 1e-3", "standard", adam, [1e-3], {}),
+      Method("Adam", "standard", adam, LEARNING_RATES["Adam"], {}),
+      Method("muAdam", "mup", adam, LEARNING_RATES["muAdam"], {})]
 
 
 def default_widths(artifact: artifact_lib.Artifact) -> list[int]:
   """1, 4 and 16 times the largest meta-training width."""
-  trained = [task.get("width", 0)
-             for task in artifact.record.get("tasks", {}).values()]
+  trained = [task["width"] for task in
+             artifact.record.get("tasks", {}).values() if "width" in task]
   if not trained:
-    raise ValueError("The artifact names no tasks: pass --widths.")
+    raise ValueError("The artifact names no widths: pass --widths.")
   return [factor * max(trained) for factor in (1, 4, 16)]
 
 
@@ -87,10 +91,7 @@ def train_rows(method: Method, thetas: list, seeds: list[int], task: dict,
                data_dir: str | None, num_steps: int, bar) -> list[dict]:
   """Trains every theta with every seed; one row per run."""
   parametrization = parametrizations.get(method.parametrization)
-  settings = dict(task)
-  if settings["dataset"] != "digits":
-    settings["data_dir"] = data_dir
-  network = suite.get("mlp", parametrization, **settings)
+  network = suite.get("mlp", parametrization, data_dir=data_dir, **task)
   runs = [(theta, seed) for theta in thetas for seed in seeds]
   result = evaluate.train(
       network, unroll.scaled(method.opt_fn, parametrization, network),
@@ -141,7 +142,8 @@ def compare(artifact: artifact_lib.Artifact, folder: pathlib.Path, *,
                for t in thetas]
         config = {"method": method.name, "thetas": ids, "seeds": seeds,
                   "parametrization": method.parametrization, "task": task,
-                  "num_steps": num_steps}
+                  "num_steps": num_steps, "jax": jax.__version__,
+                  **method.identity}
         before = bar.n
         rows = sweep.run_cell(
             folder / "cells", config, lambda: train_rows(

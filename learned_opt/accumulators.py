@@ -26,7 +26,7 @@ class Accumulators(NamedTuple):
 
 
 class Decays(NamedTuple):
-  """Decays per inner step, in [0, 1)."""
+  """Decays per inner step; at most 1."""
 
   momentum: jax.Array  # [k]
   second: jax.Array  # []

@@ -161,10 +161,12 @@ def read(path: str | os.PathLike) -> Artifact:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"{path} does not exist.")
+    raise FileNotFoundError(f"{path} is not a file.")
   try:
     return _read(path)
-  except (ValueError, safetensors.SafetensorError) as e:
+  except OSError:
+    raise
+  except Exception as e:  # whatever is in the file, one clear error
     raise ValueError(f"{path} was refused: {e}") from e
 
 
@@ -176,12 +178,12 @@ def _read(path: pathlib.Path) -> Artifact:
     flat = {name: file.get_tensor(name) for name in file.keys()}
   header = json.loads(text)
   version = header.get("format_version") if isinstance(header, dict) else None
-  if isinstance(version, int) and version > FORMAT_VERSION:
+  if type(version) is int and version > FORMAT_VERSION:
     raise ValueError(
         f"its format version is {version}, this software reads up to "
         f"{FORMAT_VERSION}; update mulo.")
-  if version is None or set(header) != set(FIELDS) or not all(
-      isinstance(header[k], t) for k, t in FIELDS.items()):
+  if version != FORMAT_VERSION or set(header) != set(FIELDS) or not all(
+      type(header[k]) is t for k, t in FIELDS.items()):
     raise ValueError(f"its metadata must have the fields {sorted(FIELDS)}.")
   if (header["sha256"] != sha256(flat) or
       header["header_sha256"] != header_sha256(header)):

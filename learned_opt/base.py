@@ -1,6 +1,7 @@
 """The two concepts of this package, and how their folders are searched."""
 
 import importlib
+import inspect
 import pkgutil
 from typing import Any, Callable, NamedTuple
 
@@ -50,7 +51,7 @@ def names(package: str) -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(path))
 
 
-def get(package: str, name: str, **settings):
+def get(package: str, name: str, /, **settings):
   """Calls `make(**settings)` of the file `name` in a package's folder.
 
   Args:
@@ -71,7 +72,8 @@ def get(package: str, name: str, **settings):
         f"Unknown name {name!r} in {package}; available: {', '.join(known)}.")
   make = importlib.import_module(f"{package}.{name}").make
   try:
-    return make(**settings)
+    inspect.signature(make).bind(**settings)
   except TypeError as e:
-    raise ValueError(f"{package}.{name} refused the settings {settings}: {e}."
-                     ) from e
+    raise ValueError(
+        f"{package}.{name} does not take the settings {settings}: {e}.") from e
+  return make(**settings)

@@ -14,6 +14,8 @@ run out of memory on the written-out form with 16 and 32 hidden units, for
 some shapes.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +23,22 @@ from learned_opt import features as features_lib
 
 UNROLL_HIDDEN = 8
 UNROLL_SIZE = 256
+
+
+def check_settings(hidden: int, least: int, **multipliers: float) -> None:
+  """Raises ValueError if a setting of a per-parameter MLP makes no sense.
+
+  Args:
+    hidden: number of hidden units.
+    least: the smallest `hidden` that is allowed.
+    **multipliers: must be positive, finite numbers.
+  """
+  if type(hidden) is not int or hidden < least:
+    raise ValueError(f"hidden must be an integer >= {least}, got {hidden!r}.")
+  for name, value in multipliers.items():
+    if (type(value) not in (int, float) or not math.isfinite(value) or
+        value <= 0):
+      raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
 def init(key: jax.Array, num_features: int, hidden: int) -> dict:

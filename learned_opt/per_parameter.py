@@ -12,11 +12,12 @@ class State(NamedTuple):
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    parameters: tree like the parameters, with the state of each as leaf.
+    per_parameter: tree like the parameters, with the state of each as leaf;
+      None for parameters without elements.
   """
 
   step: jax.Array
-  parameters: Any
+  per_parameter: Any
 
 
 def transformation(init_one: Callable, step_one: Callable
@@ -37,7 +38,8 @@ def transformation(init_one: Callable, step_one: Callable
   def init(params):
     return State(
         jnp.zeros([], jnp.int32),
-        jax.tree.map(lambda p: init_one(at_least_1d(p.shape)), params))
+        jax.tree.map(lambda p: init_one(at_least_1d(p.shape)) if p.size
+                     else None, params))
 
   def update(grads, state, params=None, **extra_args):
     del extra_args
@@ -47,11 +49,13 @@ def transformation(init_one: Callable, step_one: Callable
           "update(grads, state, params), not update(grads, state).")
 
     def one(grad, param, old):
+      if not grad.size:
+        return grad, old
       wide = lambda x: x.astype(jnp.float32).reshape(at_least_1d(x.shape))
       change, new = step_one(wide(grad), wide(param), old, state.step)
       return change.reshape(grad.shape).astype(grad.dtype), new
 
-    pairs = jax.tree.map(one, grads, params, state.parameters)
+    pairs = jax.tree.map(one, grads, params, state.per_parameter)
     pick = lambda i: jax.tree.map(lambda _, pair: pair[i], grads, pairs)
     return pick(0), State(optax.safe_increment(state.step), pick(1))
 

@@ -28,6 +28,9 @@ def growing_axes(shape: tuple, base_shape: tuple) -> tuple[int, ...]:
 def role(shape: tuple, base_shape: tuple) -> str:
   """What a parameter is, judged by which of its axes grow.
 
+  Layers stacked on a leading axis, as by flax's nn.scan, look like a
+  convolution here: their fan-in would count the layers. Unstack them.
+
   Returns:
     "vector" (at most one axis: biases, gains), "fixed" (nothing grows),
     "input" (only the last axis grows), "output" (only an earlier axis grows)
@@ -93,7 +96,9 @@ def update_multipliers(parametrization: base.Parametrization, params,
         f"base_shapes has no entry for {missing[0]} (and {len(missing) - 1} "
         f"more); it has {', '.join(sorted(bases)) or 'no entries'}. It must be "
         "the tree of the same network at another width.")
-  if parametrization.needs_base_shapes and shapes and shapes == bases:
+  matrices = [path for path, shape in shapes.items() if len(shape) > 1]
+  if parametrization.needs_base_shapes and matrices and all(
+      shapes[path] == bases[path] for path in matrices):
     raise ValueError(
         "base_shapes are the shapes of the network itself, so no axis can be "
         "seen to grow. Make them from the same network at another width.")

@@ -20,6 +20,7 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+import jaxlib
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
@@ -63,10 +64,8 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
   lopt = optimizers.get(config.optimizer.name, **settings_of(config.optimizer))
   estimator_by_task, data = {}, {}
   for name, section in config.tasks.items():
-    settings = settings_of(section)
-    if settings.get("dataset", "digits") != "digits":
-      settings["data_dir"] = data_dir
-    task = suite.get(section.name, parametrization, **settings)
+    task = suite.get(section.name, parametrization, data_dir=data_dir,
+                     **settings_of(section))
     estimator_by_task[name] = estimators.get(
         config.estimator.name, task=task,
         opt_fn=unroll.scaled(lopt.opt_fn, parametrization, task),
@@ -81,10 +80,6 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
 def theta_optimizer(config) -> optax.GradientTransformation:
   """Clipping of the meta-gradient, then AdamW with warm-up and cosine."""
   section = config.theta_opt
-  if not 0 <= section.warmup < config.num_steps:
-    raise ValueError(
-        f"theta_opt.warmup ({section.warmup}) must be less than num_steps "
-        f"({config.num_steps}).")
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, section.learning_rate, section.warmup, config.num_steps,
       section.final_learning_rate)
@@ -93,52 +88,85 @@ def theta_optimizer(config) -> optax.GradientTransformation:
       optax.adamw(schedule, weight_decay=section.weight_decay))
 
 
-def record(config, steps: int) -> dict:
-  """How theta was found; nothing in it depends on time or place."""
+def software() -> dict[str, str]:
+  """Versions of what computes theta."""
+  root = pathlib.Path(__file__).parents[1]
+  git = lambda *words: subprocess.run(
+      ["git", "-C", str(root), *words], capture_output=True, text=True,
+      check=True).stdout.strip()
   try:
-    root = pathlib.Path(__file__).parent
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40",
-         "--match=", "--exclude=*"], cwd=root, capture_output=True, text=True,
-        check=True).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
     revision = "unknown"
-  return {
-      "config": config.to_dict(), "seed": config.seed, "steps": steps,
-      "tasks": {k: v.to_dict() for k, v in config.tasks.items()},
-      "horizon": [config.estimator.shortest, config.estimator.longest],
-      "versions": {"python": platform.python_version(),
-                   "jax": jax.__version__, "numpy": np.__version__,
-                   "optax": optax.__version__},
-      "backend": jax.default_backend(), "git_revision": revision}
+    if pathlib.Path(git("rev-parse", "--show-toplevel")) == root.resolve():
+      revision = git("describe", "--always", "--dirty", "--abbrev=40",
+                     "--exclude=*")
+  except (OSError, subprocess.CalledProcessError):
+    pass  # no git, or not a checkout
+  return {"python": platform.python_version(), "jax": jax.__version__,
+          "jaxlib": jaxlib.__version__, "numpy": np.__version__,
+          "optax": optax.__version__, "backend": jax.default_backend(),
+          "git_revision": revision}
 
 
-def check_config(config, path: pathlib.Path) -> None:
-  """Writes the config to a new workdir; compares it in an old one.
+def result_config(config) -> dict:
+  """The settings that theta depends on."""
+  return {k: v for k, v in config.to_dict().items() if k not in NOT_IN_RESULT}
 
-  Raises:
-    ValueError: the workdir belongs to a run with another config, or
-      checkpoint_every is not a multiple of log_every.
-  """
+
+def check_config(config) -> None:
+  """Raises ValueError for numbers that make no sense."""
+  for key in ("num_steps", "copies", *NOT_IN_RESULT):
+    if config[key] < 1:
+      raise ValueError(f"config.{key} must be at least 1, got {config[key]}.")
   if config.checkpoint_every % config.log_every:
     raise ValueError(
         f"checkpoint_every ({config.checkpoint_every}) must be a multiple of "
         f"log_every ({config.log_every}).")
-  text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+  if not config.tasks:
+    raise ValueError("config.tasks is empty: there is nothing to train on.")
+  if config.theta_opt.clip <= 0:
+    raise ValueError(
+        f"theta_opt.clip must be positive, got {config.theta_opt.clip}.")
+  if not 0 <= config.theta_opt.warmup < config.num_steps:
+    raise ValueError(
+        f"theta_opt.warmup ({config.theta_opt.warmup}) must be less than "
+        f"num_steps ({config.num_steps}).")
+
+
+def compare_config(config, path: pathlib.Path) -> None:
+  """Raises ValueError if the workdir belongs to a run with another config."""
   if not path.exists():
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
-    os.replace(new, path)
     return
-  flat = lambda d: dict(_dotted(
-      {k: v for k, v in d.items() if k not in NOT_IN_RESULT}))
-  old, now = flat(json.loads(path.read_text())), flat(json.loads(text))
+  old = dict(_dotted(json.loads(path.read_text())["config"]))
+  # Through JSON, which turns tuples into lists.
+  now = dict(_dotted(json.loads(json.dumps(result_config(config)))))
   changed = [f"{k}: {old.get(k)} -> {now.get(k)}"
              for k in sorted({*old, *now}) if old.get(k) != now.get(k)]
   if changed:
     raise ValueError(
         f"{path.parent} holds a run with another config ({'; '.join(changed)})"
         ". Use another --workdir, or the config of that run.")
+
+
+def note_software(config, path: pathlib.Path) -> list[dict]:
+  """Writes config and software to config.json; returns all software so far.
+
+  More than one entry means that the run was resumed by other software, and
+  that its bits are not those of a run by either.
+  """
+  used = json.loads(path.read_text())["software"] if path.exists() else []
+  current = software()
+  if used and used[-1] != current:
+    changed = [k for k in current if used[-1].get(k) != current[k]]
+    print(f"Warning: resuming with other software ({', '.join(changed)}); "
+          "the result will say so.", file=sys.stderr, flush=True)
+  if not used or used[-1] != current:
+    used.append(current)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(
+        {"config": result_config(config), "software": used}, indent=2,
+        sort_keys=True))
+    os.replace(new, path)
+  return used
 
 
 def _dotted(tree: dict, prefix: str = ""):
@@ -150,15 +178,15 @@ def _dotted(tree: dict, prefix: str = ""):
 
 
 def check_finite(rows: list[dict], first_step: int) -> None:
-  """Raises FloatingPointError at the first meta-loss that is not finite."""
+  """Raises FloatingPointError at the first metric that is not finite."""
   for i, row in enumerate(rows):
-    for name, value in row.items():
-      if name.endswith("/meta_loss") and not np.isfinite(value):
-        raise FloatingPointError(
-            f"The meta-loss of task {name.removesuffix('/meta_loss')} was "
-            f"{value} in outer step {first_step + i}. Set config.estimator."
-            "drop_nonfinite to leave such copies out, or lower the learning "
-            "rate of theta_opt.")
+    bad = {name: float(x) for name, x in row.items() if not np.isfinite(x)}
+    if bad:
+      raise FloatingPointError(
+          f"Outer step {first_step + i} gave {bad}. Set config.estimator."
+          "drop_nonfinite to leave copies with such a meta-loss out (it is of "
+          "no use where all of a task's are), or lower theta_opt."
+          "learning_rate.")
 
 
 def meta_train(config: ml_collections.ConfigDict, workdir: str,
@@ -179,13 +207,15 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   """
   folder = pathlib.Path(workdir)
   result = folder / "theta.safetensors"
-  program = build(config, data_dir)
-  folder.mkdir(parents=True, exist_ok=True)
-  check_config(config, folder / "config.json")
+  check_config(config)
+  compare_config(config, folder / "config.json")
   if result.exists():
     artifact_lib.read(result)
     print(f"{folder} is finished: {result}", flush=True)
     return result
+  program = build(config, data_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  used = note_software(config, folder / "config.json")
   with checkpoint.Checkpointer(
       folder / "checkpoints", config.keep_checkpoints) as saved:
     state = saved.restore_latest(jax.eval_shape(program.init))
@@ -195,7 +225,10 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   artifact_lib.write(result, artifact_lib.Artifact(
       config.optimizer.name, settings_of(config.optimizer.to_dict()),
       config.parametrization, jax.device_get(state.theta),
-      record(config, config.num_steps)))
+      {"config": result_config(config), "software": used,
+       "seed": config.seed, "steps": config.num_steps,
+       "tasks": result_config(config)["tasks"],
+       "horizon": [config.estimator.shortest, config.estimator.longest]}))
   print(f"Wrote {result}", flush=True)
   return result
 

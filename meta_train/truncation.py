@@ -14,24 +14,29 @@ def log_uniform(shortest: int, longest: int, truncation: int) -> Sampler:
   Args:
     shortest: fewest inner steps.
     longest: most inner steps; equal to `shortest` for a constant length.
-    truncation: inner steps per truncation; lengths are multiples of it.
+    truncation: inner steps per truncation; lengths are multiples of it, at
+      least `shortest` and at most `longest`.
 
   Returns:
     `key -> length`.
 
   Raises:
-    ValueError: not 1 <= truncation <= shortest <= longest.
+    ValueError: truncation is below 1, or no multiple of it lies between
+      shortest and longest.
   """
-  if not 1 <= truncation <= shortest <= longest:
+  if truncation < 1 or not 1 <= shortest <= longest or (
+      -(-shortest // truncation) > longest // truncation):
     raise ValueError(
-        "Episode lengths need 1 <= truncation <= shortest <= longest, got "
-        f"truncation {truncation}, shortest {shortest}, longest {longest}.")
+        "Episodes need a whole number of truncations between shortest and "
+        f"longest, got truncation {truncation}, shortest {shortest}, longest "
+        f"{longest}.")
+  least, most = -(-shortest // truncation), longest // truncation
 
   def sample(key):
     log_length = jax.random.uniform(
         key, (), minval=jnp.log(shortest), maxval=jnp.log(longest))
     count = jnp.round(jnp.exp(log_length) / truncation).astype(jnp.int32)
-    return count * truncation
+    return jnp.clip(count, least, most) * truncation
 
   return sample
 

@@ -70,8 +70,9 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
     name_or_path: see `read`.
     base_shapes: shapes of the parameters of the same network at any other
       width, as `jax.eval_shape(init, key)` returns them. From the axes that
-      differ follows what muP needs to know. Required unless the optimizer
-      was meta-trained under the standard parametrization.
+      differ follows what muP needs to know (`learned_opt.width.role`; layers
+      stacked on a leading axis are not understood). Required unless the
+      optimizer was meta-trained under the standard parametrization.
     learning_rate: factor, or an optax schedule of it; 1 is what the optimizer
       was meta-trained with.
     weight_decay: see the formula. Not multiplied by the update multiplier.

@@ -5,6 +5,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 
 SPLITS = ("train", "inner_valid", "outer_valid", "test")
+META_SPLITS = SPLITS[:-1]  # those that meta-training may look at
 
 
 class Task(NamedTuple):
@@ -20,8 +21,8 @@ class Task(NamedTuple):
       "test" for reporting. No example is in two of them.
     base_shapes: shapes (`jax.ShapeDtypeStruct`) of the params of the same
       network at another width, or None where there is no width.
-    normalize: loss -> bounded, finite loss: what a meta-loss averages. A loss
-      that is not a number counts as the worst.
+    normalize: loss -> what a meta-loss averages: where the task has a worst
+      loss, a bounded one, with NaN counting as the worst; else the loss.
   """
 
   init: Callable[[jax.Array], Any]

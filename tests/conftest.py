@@ -4,7 +4,6 @@ import os
 
 import jax
 import numpy as np
-import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiled programs are kept from one test run to the next.
@@ -19,11 +18,6 @@ SHAPES = {
     "scalar": (), "vector": (7,), "long_vector": (300,), "matrix": (5, 7),
     "tall": (40, 9), "square": (16, 16), "cube": (6, 5, 6), "tie": (3, 8, 8),
     "conv": (3, 3, 4, 8), "small_conv": (3, 3, 2, 2)}
-
-
-@pytest.fixture
-def shapes():
-  return SHAPES
 
 
 def normal_tree(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:

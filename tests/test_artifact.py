@@ -83,7 +83,12 @@ def rewrite(path, flat=None, **changes):
     ({"format_version": 2}, "format version is 2.*update mulo"),
     ({"format_version": "1"}, "metadata must have"),
     ({"settings": {"hidden": 5}}, "are not a theta of mulo"),
-    ({"settings": {"width": 5}}, "refused the settings"),
+    ({"settings": {"width": 5}}, "does not take the settings"),
+    ({"settings": {"name": 5}}, "does not take the settings"),
+    ({"settings": {"hidden": 4.5}}, "hidden must be an integer"),
+    ({"settings": {"hidden": 4, "step_mult": "x"}}, "step_mult must be"),
+    ({"format_version": 0}, "metadata must have"),
+    ({"format_version": True}, "metadata must have"),
     ({"extra": 1}, "metadata must have")])
 def test_other_metadata(path, changes, message):
   rewrite(path, **changes)

@@ -117,7 +117,7 @@ def test_convert_then_save_then_load(tmp_path):
     ({"nn/~/w1": np.float32(1)}, LAYOUT, {}, "Expected"),
     ({"nn/~/w0": np.full((39, 4), np.nan)}, LAYOUT, {}, "not finite"),
     ({}, LAYOUT, {"hidden": 8}, r"Expected .*\[39, 8\]"),
-    ({}, LAYOUT, {"steps": 8}, "refused the settings")])
+    ({}, LAYOUT, {"steps": 8}, "does not take the settings")])
 def test_convert_refuses(change, layout, settings, message):
   with pytest.raises(ValueError, match=message):
     mulo.convert(dict(published(), **change), layout, **settings)

@@ -36,9 +36,9 @@ TASK = same_start(suite.get("quadratic", None, dim=3))
 
 
 def make(std=0.01, **settings):
-  return estimators.get(
-      "pes", task=TASK, opt_fn=sgd, std=std, truncation=TRUNCATION,
-      **{"shortest": LENGTH, "longest": LENGTH, **settings})
+  return estimators.get("pes", task=TASK, opt_fn=sgd, std=std, **{
+      "truncation": TRUNCATION, "shortest": LENGTH, "longest": LENGTH,
+      **settings})
 
 
 def episode(estimator, copies, seed=0, windows=WINDOWS):
@@ -197,6 +197,9 @@ def test_lengths():
   lengths = jax.vmap(sample)(jax.random.split(jax.random.key(0), 4000))
   assert np.all(lengths % 5 == 0)
   assert lengths.min() == 10 and lengths.max() == 100
+  uneven = truncation.log_uniform(30, 110, 25)
+  lengths_uneven = jax.vmap(uneven)(jax.random.split(jax.random.key(2), 99))
+  assert sorted(set(lengths_uneven.tolist())) == [50, 75, 100]
   # Half of them are below the geometric mean.
   assert abs(np.mean(lengths < np.sqrt(1000)) - 0.5) < 0.05
   first = jax.vmap(lambda k: truncation.staggered(20, 5, k))(
@@ -204,9 +207,27 @@ def test_lengths():
   assert sorted(set(first.tolist())) == [5, 10, 15, 20]
 
 
+@pytest.mark.parametrize("name", estimators.names())
+def test_every_estimator(name):
+  """Shapes of what any estimator returns, with its default settings."""
+  estimator = estimators.get(name, task=TASK, opt_fn=sgd)
+  keys = jax.random.split(jax.random.key(0), 3)
+  state = estimator.init(keys, THETA)
+  out, new = jax.jit(estimator.estimate)(keys, THETA, state, TASK.data)
+  types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert types(new) == types(state)
+  assert types(out.grad) == types(THETA)
+  assert all(x.shape[0] == 3 for x in jax.tree.leaves(state))
+  assert out.info["inner_steps"] > 0
+  for x in jax.tree.leaves(out):
+    assert np.all(np.isfinite(x))
+
+
 @pytest.mark.parametrize("settings, message", [
-    ({"std": 0.0}, "std > 0"), ({"shortest": 1}, "truncation 3, shortest 1"),
-    ({"shortest": 24}, "longest"), ({"loss_split": "valid"}, "loss_split")])
+    ({"std": 0.0}, "std > 0"), ({"truncation": 0}, "truncation 0"),
+    ({"shortest": 24}, "longest 12"),
+    ({"shortest": 4, "longest": 5}, "whole number"),
+    ({"loss_split": "test"}, "available: train, inner_valid, outer_valid")])
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(ValueError, match=message):
     make(**settings)

@@ -8,6 +8,7 @@ import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from learned_opt import parametrizations
@@ -59,6 +60,36 @@ def test_permutation_is_fixed():
 
 
 DIGITS_TEST_LABELS = [1, 5, 0, 7, 1, 0, 6, 1, 5, 4, 9, 2]
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_every_family(name, parametrization):
+  """What any task must do, with its default settings."""
+  task = suite.get(name, parametrization)
+  assert set(task.data) == set(base.SPLITS)
+  init = jax.jit(task.init)
+  params = init(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, params, init(jax.random.key(0)))
+  if task.base_shapes is not None:
+    assert jax.tree.structure(params) == jax.tree.structure(task.base_shapes)
+
+  data = jax.device_put(task.data["train"])
+  tx = optax.adam(0.03)
+
+  @jax.jit
+  def step(params, state, key):
+    batch = task.sample_batch(key, data)
+    (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
+        params, key, batch)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  state, losses = tx.init(params), []
+  for i in range(60):
+    params, state, loss = step(params, state, jax.random.key(i))
+    assert loss.dtype == jnp.float32 and loss.shape == ()
+    losses.append(float(task.normalize(loss)))
+  assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
@@ -123,9 +154,10 @@ def test_quadratic_under_gradient_descent():
 
 
 def test_errors():
-  with pytest.raises(ValueError, match="available: mlp, quadratic"):
+  known = ", ".join(suite.names())
+  with pytest.raises(ValueError, match=f"available: {known}"):
     suite.get("mpl", None)
-  with pytest.raises(ValueError, match="refused"):
+  with pytest.raises(ValueError, match="does not take the settings"):
     suite.get("quadratic", None, width=3)
   with pytest.raises(ValueError, match="width .0."):
     suite.get("mlp", parametrizations.get("mup"), width=0)

@@ -30,6 +30,18 @@ def test_roles(shape, base_shape, role, fan_in):
   assert width.fan_in(shape, base_shape) == fan_in
 
 
+@pytest.mark.parametrize("name", parametrizations.names())
+def test_every_parametrization(name):
+  """Multipliers are positive and finite; an init std may be zero."""
+  rule = parametrizations.get(name)
+  for shapes in (((64, 256), (64, 8)), ((256, 256), (8, 8)),
+                 ((256, 10), (8, 10)), ((256,), (8,)), ((), ()),
+                 ((3, 3, 64, 128), (3, 3, 8, 16))):
+    assert 0 < rule.update_mult(*shapes) < np.inf
+    assert 0 < rule.output_mult(*shapes) < np.inf
+    assert 0 <= rule.init_std(*shapes) < np.inf
+
+
 def test_mup_rule():
   mup = parametrizations.get("mup")
   rule = lambda *x: (mup.init_std(*x), mup.output_mult(*x), mup.update_mult(*x))
@@ -77,6 +89,7 @@ def test_link_inside_masked():
 @pytest.mark.parametrize("bases, message", [
     ({"w0": np.ones((6, 4))}, r"no entry for \['b'\] \(and 2 more\)"),
     (params_of(16), "another width"),
+    (dict(params_of(16), more=np.ones((3, 3))), "another width"),
     (dict(params_of(4), w1=np.ones(4)), r"\['w1'\].*number of axes"),
     (dict(params_of(4), w1=np.ones((4, 4, 4))), r"\['w1'\].*number of axes")])
 def test_base_shapes_that_do_not_fit(bases, message):

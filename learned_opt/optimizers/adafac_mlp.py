@@ -34,7 +34,12 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001
     hidden: width of both hidden layers.
     step_mult: factor on the update (0.01 is used under muP).
     exp_mult: factor on the magnitude output before exponentiation.
+
+  Raises:
+    ValueError: hidden is not a positive integer, or a multiplier is not a
+      positive number.
   """
+  mlp.check_settings(hidden, 1, step_mult=step_mult, exp_mult=exp_mult)
 
   def init(key):
     theta = mlp.init(

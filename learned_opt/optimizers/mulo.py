@@ -4,15 +4,17 @@ Multiplying every gradient of a parameter by one factor changes no update:
 
 * Statistics are kept in a unit of their own, the largest gradient entry seen
   lately; when the unit moves, the statistics are converted, so they remain
-  the usual moving averages and neither overflow nor vanish.
+  the usual moving averages. The unit is forgotten as slowly as the slowest of
+  them, so in this unit none of them grows.
 * No normaliser has an absolute epsilon. Where all is zero, as in the first
   step behind a zero-initialised readout, features are zero.
 * What normalisation by the tensor's RMS hides, how much larger the momentum
   is than noise would make it, comes back as three tensor features, the log of
   rms(momentum) / sqrt(mean second moment), which is free of units too.
 
-At initialisation the update is that of Adam: the normalised momentum times
-that ratio. Meta-training starts from there.
+At initialisation the update has the direction of Adam's and about its size:
+the normalised momentum times that ratio, at most 1. Meta-training starts from
+there.
 
 Reference:
   The features are those of Metz et al., 2022, https://arxiv.org/abs/2203.11860
@@ -33,10 +35,10 @@ from learned_opt import per_parameter
 INITIAL_DECAYS = (0.9, 0.99, 0.999)
 INITIAL_SECOND_DECAY = 0.999
 MAX_DECAY = 0.99999
-UNIT_DECAY = 0.99  # per step, of the largest gradient entry
 RELATIVE_FLOOR = 1e-8  # of second moments, relative to their mean
 MAX_INVERSE = 10.0  # of inverse roots, relative to that of the mean
-TINY = 1e-37  # smaller than any statistic in its unit, but not subnormal
+TINY = 1e-37  # in units; far below what matters, but not subnormal
+MAX_LOG_NOISE = 10.0
 
 NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
                 len(features_lib.TIME_SCALES) + len(INITIAL_DECAYS))
@@ -61,10 +63,10 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1
     exp_mult: factor on the magnitude output before exponentiation.
 
   Raises:
-    ValueError: hidden is below 3.
+    ValueError: hidden is not an integer of at least 3, or a multiplier is not
+      a positive number.
   """
-  if hidden < 3:
-    raise ValueError(f"mulo needs hidden >= 3, got {hidden}.")
+  mlp.check_settings(hidden, 3, step_mult=step_mult, exp_mult=exp_mult)
 
   def init(key):
     theta = _adam_like(mlp.init(key, NUM_FEATURES, hidden), exp_mult)
@@ -92,7 +94,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1
 
 
 def _adam_like(theta, exp_mult):
-  """Overwrites three hidden units so that the output is Adam's update.
+  """Overwrites three hidden units so that the output is like Adam's update.
 
   Units 0 and 1 carry the normalised momentum by sign, unit 2 minus the log of
   its size relative to noise; the others start at random but unheard.
@@ -122,8 +124,11 @@ def _decays(theta) -> accumulators.Decays:
 def _accumulate(state, grad, decays):
   """Statistics that include the gradient, and the gradient in their unit."""
   largest = jnp.max(jnp.abs(grad))
-  unit = jnp.where(largest > 0, jnp.maximum(largest, UNIT_DECAY * state.unit),
-                   state.unit)
+  slowest = jnp.sqrt(jnp.maximum(
+      decays.second, jnp.max(jnp.maximum(
+          decays.factored, decays.momentum**2))))  # in units, not squared
+  unit = jnp.where(
+      largest > 0, jnp.maximum(largest, slowest * state.unit), state.unit)
   inverse = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1), 0)
   grad = grad * inverse
   statistics = accumulators.update(
@@ -134,15 +139,17 @@ def _accumulate(state, grad, decays):
 def _noise_features(statistics, decays, step):
   """Log of rms(momentum) / sqrt(mean second moment), unbiased. Shape [3].
 
-  Zero where the gradient has always been the same, negative under noise.
+  About zero where the gradient has always been the same, negative under
+  noise, and where all gradients were zero, zero.
   """
   steps = step.astype(jnp.float32) + 1
   bias = lambda decay: 1 - decay**steps
   second = jnp.mean(statistics.second) / bias(decays.second)
   momentum = (features_lib.mean_squares(statistics.momentum) /
               bias(decays.momentum)**2)
-  ratio = (momentum + TINY) / (second + TINY)
-  return 0.5 * jnp.log(ratio)
+  # Two logs, since the ratio itself may vanish.
+  log_ratio = 0.5 * (jnp.log(momentum + TINY) - jnp.log(second + TINY))
+  return jnp.clip(log_ratio, -MAX_LOG_NOISE, MAX_LOG_NOISE)
 
 
 def _inverse_root(x, mean):

@@ -1,7 +1,8 @@
 """Maximal-update parametrization as used for learned optimizers (muLO).
 
 | role                  | init std       | output mult | update mult |
-| input, vector, fixed  | 1/sqrt(fan_in) | 1           | 1           |
+| input, fixed          | 1/sqrt(fan_in) | 1           | 1           |
+| vector                | for the task   | 1           | 1           |
 | hidden                | 1/sqrt(fan_in) | 1           | 1/fan_in    |
 | output                | 0              | 1/fan_in    | 1           |
 

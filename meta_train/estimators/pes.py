@@ -66,28 +66,23 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
   """
   if std <= 0:
     raise ValueError(f"PES needs std > 0, got {std}.")
-  if loss_split not in tasks_base.SPLITS:
+  if loss_split not in tasks_base.META_SPLITS:
     raise ValueError(f"Unknown loss_split {loss_split!r}; available: "
-                     f"{', '.join(tasks_base.SPLITS)}.")
+                     f"{', '.join(tasks_base.META_SPLITS)}.")
   sample_length = truncation_lib.log_uniform(shortest, longest, truncation)
 
-  def start(key, theta):
-    params_key, length_key = jax.random.split(key)
-    inner = unroll.start(
-        task, opt_fn, theta, params_key, sample_length(length_key))
+  def start(key, theta, first=False):
+    params_key, length_key, stagger_key = jax.random.split(key, 3)
+    length = sample_length(length_key)
+    if first:
+      length = truncation_lib.staggered(length, truncation, stagger_key)
+    inner = unroll.start(task, opt_fn, theta, params_key, length)
     return State(
         jax.tree.map(lambda x: jnp.stack([x, x]), inner),
         jax.tree.map(jnp.zeros_like, theta))
 
   def init(keys, theta):
-    def one(key):
-      start_key, stagger_key = jax.random.split(key)
-      state = start(start_key, theta)
-      first = truncation_lib.staggered(
-          state.inner.length[0], truncation, stagger_key)
-      length = jnp.full_like(state.inner.length, first)
-      return state._replace(inner=state.inner._replace(length=length))
-    return jax.vmap(one)(keys)
+    return jax.vmap(lambda key: start(key, theta, first=True))(keys)
 
   def truncate(key, theta, state, data):
     """One truncation of one copy: (state, losses [2, truncation])."""

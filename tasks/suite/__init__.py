@@ -1,6 +1,7 @@
 """One family of tasks per file; each exports `make(parametrization, ...)`."""
 
 import importlib
+import inspect
 import pkgutil
 
 
@@ -9,13 +10,16 @@ def names() -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
-def get(name: str, parametrization, **settings):
+def get(name: str, parametrization, /, data_dir: str | None = None,
+        **settings):
   """The task of family `name`.
 
   Args:
     name: one of `names()`.
     parametrization: object with `init_std`, `output_mult` and `update_mult`,
       functions of (shape, base shape).
+    data_dir: see `tasks.data.image_data`; families without files do not
+      get it.
     **settings: passed to the `make` of the family.
 
   Returns:
@@ -28,7 +32,12 @@ def get(name: str, parametrization, **settings):
     raise ValueError(
         f"Unknown task {name!r}; available: {', '.join(names())}.")
   make = importlib.import_module(f"{__name__}.{name}").make
+  signature = inspect.signature(make)
+  if "data_dir" in signature.parameters:
+    settings["data_dir"] = data_dir
   try:
-    return make(parametrization, **settings)
+    signature.bind(parametrization, **settings)
   except TypeError as e:
-    raise ValueError(f"Task {name} refused {settings}: {e}.") from e
+    raise ValueError(
+        f"Task {name} does not take the settings {settings}: {e}.") from e
+  return make(parametrization, **settings)
