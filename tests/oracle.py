@@ -138,7 +138,7 @@ def mulo(step_mult, exp_mult=0.1, floor=1e-8, max_inverse=10.0):
         *[g * f for f in factored], *s.r, *s.c, *row_feature, *column_feature,
         *[m * f for m, f in zip(s.m, factored)]], g.shape)
     rms = np.mean(features**2, 0)**0.5
-    features = features / np.where(rms > 0, rms, 1)
+    features = np.clip(features / np.where(rms > 0, rms, 1), -5, 5)
     noise = np.zeros(3)
     if s.v.any():
       unbiased = [(m**2).mean() / (1 - b**(t + 1))**2

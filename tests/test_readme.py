@@ -47,6 +47,10 @@ def test_command_exists(command):
     assert words[:2] in (["git", "clone"], ["pip", "install"])
 
 
+def test_no_placeholders():
+  assert not re.findall(r"\b[A-Z]+_(?:TABLE|TIME)\b", README)
+
+
 def test_files_and_figures_exist():
   for path in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
     assert (ROOT / path).exists(), path

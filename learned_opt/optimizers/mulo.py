@@ -8,6 +8,8 @@ Multiplying every gradient of a parameter by one factor changes no update:
   them, so in this unit none of them grows.
 * No normaliser has an absolute epsilon. Where all is zero, as in the first
   step behind a zero-initialised readout, features are zero.
+* Normalised features are clipped: of N entries the largest can be sqrt(N) times
+  the RMS, so wide networks would show the MLP what narrow ones never did.
 * What normalisation by the tensor's RMS hides, how much larger the momentum
   is than noise would make it, comes back as three tensor features, the log of
   rms(momentum) / sqrt(mean second moment), which is free of units too.
@@ -39,6 +41,7 @@ RELATIVE_FLOOR = 1e-8  # of second moments, relative to their mean
 MAX_INVERSE = 10.0  # of inverse roots, relative to that of the mean
 TINY = 1e-37  # in units; far below what matters, but not subnormal
 MAX_LOG_NOISE = 10.0
+CLIP = 5.0  # of normalised features
 
 NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
                 len(features_lib.TIME_SCALES) + len(INITIAL_DECAYS))
@@ -177,17 +180,20 @@ def _features(grad, param, acc, tensor) -> features_lib.Features:
   element = (grad, param, *acc.momentum, acc.second,
              *(acc.momentum * inverse_rms[None]), inverse_rms_feature,
              *(grad[None] * factored), *(acc.momentum * factored))
-  row = jnp.concatenate([acc.row, row_feature])
-  column = jnp.concatenate([column, column_feature])
+  element, element_scale = zip(*[_clip(x) for x in element])
+  row, row_scale = jax.vmap(_clip)(jnp.concatenate([acc.row, row_feature]))
+  column, column_scale = jax.vmap(_clip)(
+      jnp.concatenate([column, column_feature]))
   return features_lib.Features(
-      element, row, column, tensor,
-      _scale(jnp.stack([jnp.mean(jnp.square(x)) for x in element])),
-      _scale(features_lib.mean_squares(row)),
-      _scale(features_lib.mean_squares(column)))
+      element, row, column, tensor, jnp.stack(element_scale), row_scale,
+      column_scale)
 
 
-def _scale(squares):
-  """1 / sqrt, and 0 for 0."""
+def _clip(x):
+  """x within CLIP times its RMS, and 1 / RMS, or 0 where all is zero."""
+  squares = jnp.mean(jnp.square(x))
   positive = squares > 0
-  return jnp.where(
+  scale = jnp.where(
       positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 0)
+  limit = CLIP * squares * scale
+  return jnp.clip(x, -limit, limit), scale
