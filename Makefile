@@ -14,7 +14,8 @@ quickstart: .venv/ready
 	$(BIN)/python -m meta_train.train \
 	  --config=meta_train/configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python -m experiments.width_transfer \
-	  --artifact=$(RUN)/theta.safetensors --workdir=$(RUN)/width_transfer
+	  --artifact=$(RUN)/theta.safetensors --workdir=$(RUN)/width_transfer \
+	  --num_steps=300 --seeds=5
 
 test: lint types
 	$(BIN)/python -m pytest
