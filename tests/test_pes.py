@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from learned_opt import base as learned_opt_base
 from learned_opt import parametrizations
 from meta_train import estimators
 from meta_train import perturb
+from meta_train import step as step_lib
 from meta_train import truncation
 from meta_train import unroll
 from tasks import suite
@@ -231,3 +233,23 @@ def test_every_estimator(name):
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(ValueError, match=message):
     make(**settings)
+
+
+def test_noise_and_batches_differ_between_outer_steps():
+  """At a theta that does not move, every outer step draws anew."""
+  task = suite.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
+  lopt = learned_opt_base.LearnedOptimizer(lambda key: THETA, sgd)
+  estimator = estimators.get(
+      "pes", task=task, opt_fn=sgd, truncation=2, shortest=8, longest=8)
+  init, step = step_lib.make(
+      lopt, {"a": estimator, "b": estimator}, optax.sgd(0.0), 3, seed=0)
+  state, xi, losses = init(), [], []
+  for _ in range(3):
+    state, metrics = step(state, {"a": task.data, "b": task.data})
+    xi.append([np.asarray(state.estimator_states[name].xi["momentum"])
+               for name in ("a", "b")])
+    losses += [float(metrics[f"{name}/meta_loss"]) for name in ("a", "b")]
+  # An episode that began anew shows its eps, one that went on a sum with it.
+  eps = [*np.ravel(xi[0]), *np.ravel(np.diff(xi, axis=0)), *np.ravel(xi[1:])]
+  assert len(np.unique(np.round(eps, 8))) == len(eps)
+  assert len(set(losses)) == len(losses)
