@@ -37,7 +37,7 @@ class Artifact:
 
   Attributes:
     optimizer: name of a file in learned_opt/optimizers.
-    settings: arguments of its `make`.
+    settings: arguments of its `make`, defaults included.
     parametrization: name of a file in learned_opt/parametrizations.
     theta: meta-parameters, tree of float32 arrays.
     record: how theta was found: config, seed, steps, tasks, horizon, software

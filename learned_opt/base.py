@@ -51,6 +51,20 @@ def names(package: str) -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(path))
 
 
+def _bind(package: str, name: str, settings: dict):
+  """(make, its bound arguments) of the file `name` in a package's folder."""
+  known = names(package)
+  if name not in known:
+    raise ValueError(
+        f"Unknown name {name!r} in {package}; available: {', '.join(known)}.")
+  make = importlib.import_module(f"{package}.{name}").make
+  try:
+    return make, inspect.signature(make).bind(**settings)
+  except TypeError as e:
+    raise ValueError(
+        f"{package}.{name} does not take the settings {settings}: {e}.") from e
+
+
 def get(package: str, name: str, /, **settings):
   """Calls `make(**settings)` of the file `name` in a package's folder.
 
@@ -66,14 +80,12 @@ def get(package: str, name: str, /, **settings):
     ValueError: no such file (the message lists those that exist), or a
       setting that its `make` does not take.
   """
-  known = names(package)
-  if name not in known:
-    raise ValueError(
-        f"Unknown name {name!r} in {package}; available: {', '.join(known)}.")
-  make = importlib.import_module(f"{package}.{name}").make
-  try:
-    inspect.signature(make).bind(**settings)
-  except TypeError as e:
-    raise ValueError(
-        f"{package}.{name} does not take the settings {settings}: {e}.") from e
-  return make(**settings)
+  make, bound = _bind(package, name, settings)
+  return make(*bound.args, **bound.kwargs)
+
+
+def all_settings(package: str, name: str, /, **settings) -> dict[str, Any]:
+  """The settings with the defaults of those not given; raises as `get`."""
+  _, bound = _bind(package, name, settings)
+  bound.apply_defaults()
+  return dict(bound.arguments)

@@ -223,7 +223,8 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
       state = program.init()
     state = _loop(config, program, state, saved, folder / "metrics.jsonl")
   artifact_lib.write(result, artifact_lib.Artifact(
-      config.optimizer.name, settings_of(config.optimizer.to_dict()),
+      config.optimizer.name, optimizers.all_settings(
+          config.optimizer.name, **settings_of(config.optimizer.to_dict())),
       config.parametrization, jax.device_get(state.theta),
       {"config": result_config(config), "software": used,
        "seed": config.seed, "steps": config.num_steps,

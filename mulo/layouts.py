@@ -49,7 +49,8 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
         f"{sorted(set(flat_arrays) - set(names.values()))}.")
   flat = {ours: np.asarray(flat_arrays[theirs], np.float32)
           for ours, theirs in names.items()}
-  settings = {"hidden": flat["b0"].size, **settings}
+  settings = optimizers.all_settings(
+      optimizer, **{"hidden": flat["b0"].size, **settings})
   lopt = optimizers.get(optimizer, **settings)
   return artifact_lib.Artifact(
       optimizer, settings, parametrization,

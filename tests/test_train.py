@@ -38,6 +38,8 @@ def test_result(finished):
   artifact = mulo.read(finished / "theta.safetensors")
   record = artifact.record
   assert artifact.optimizer == "mulo" and artifact.parametrization == "mup"
+  assert artifact.settings == {
+      "hidden": 3, "step_mult": 0.1, "exp_mult": 0.1}
   assert record["steps"] == 40 and record["seed"] == 0
   assert record["horizon"] == [2, 6]
   assert record["tasks"]["digits"]["width"] == 3
