@@ -1,40 +1,51 @@
 """The hot kernel: one small MLP applied to every element of a parameter.
 
-Contract: `apply(theta, features)` returns the two outputs of
-`features -> hidden -> hidden -> 2` (ReLU, linear output) for each element, in
-the parameter's own shape. The normalisers are folded into the first weights,
-tensor features into the first bias, row and column features into biases that
-broadcast; all of that is exact up to rounding.
+Contract: `apply(theta, features, output)` returns, in the parameter's shape,
+`output(direction, magnitude)`, where the two are the outputs of
+`features -> hidden -> hidden -> 2` (ReLU, linear output) for each element. The
+normalisers are folded into the first weights, tensor features into the first
+bias, row and column features into biases that broadcast; all of that is exact
+up to rounding.
 
-Two lowerings. Up to UNROLL_HIDDEN hidden units the products are written out
-one by one, so that XLA fuses features, MLP and output into one loop over the
-elements. Beyond that, and for parameters of fewer than UNROLL_SIZE elements,
-matrix products over a leading feature axis: LLVM's code generator was seen to
-run out of memory on the written-out form with 16 and 32 hidden units, for
-some shapes.
+Lowerings:
+  "unrolled": the products are written out one by one, so that XLA fuses
+    features, MLP and output into one loop over the elements. For at most
+    UNROLL_HIDDEN hidden units: beyond that, LLVM's code generator was seen to
+    run out of memory, or to stop using vector instructions, for some shapes.
+  "blocked": matrix products over a leading feature axis, block by block.
+  "pallas": one kernel for GPUs, `learned_opt.pallas_mlp`; never chosen unless
+    asked for.
 """
 
 import math
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
 
+from learned_opt import blocks
 from learned_opt import features as features_lib
 
+LOWERINGS = ("unrolled", "blocked", "pallas")
 UNROLL_HIDDEN = 8
 UNROLL_SIZE = 256
 
 
-def check_settings(hidden: int, least: int, **multipliers: float) -> None:
+def check_settings(hidden: int, least: int, lowering: str | None = None,
+                   **multipliers: float) -> None:
   """Raises ValueError if a setting of a per-parameter MLP makes no sense.
 
   Args:
     hidden: number of hidden units.
     least: the smallest `hidden` that is allowed.
+    lowering: one of LOWERINGS or None.
     **multipliers: must be positive, finite numbers.
   """
   if type(hidden) is not int or hidden < least:
     raise ValueError(f"hidden must be an integer >= {least}, got {hidden!r}.")
+  if lowering not in (None, *LOWERINGS):
+    raise ValueError(f"Unknown lowering {lowering!r}; available: None (chosen "
+                     f"by size), {', '.join(LOWERINGS)}.")
   for name, value in multipliers.items():
     if (type(value) not in (int, float) or not math.isfinite(value) or
         value <= 0):
@@ -61,35 +72,98 @@ def init(key: jax.Array, num_features: int, hidden: int) -> dict:
   return theta
 
 
-def apply(theta: dict, features: features_lib.Features
-          ) -> tuple[jax.Array, jax.Array]:
-  """Direction and magnitude for each element.
+def apply(theta: dict, features: features_lib.Features, shape: tuple,
+          output: Callable[[jax.Array, jax.Array], jax.Array],
+          lowering: str | None = None) -> jax.Array:
+  """`output(direction, magnitude)` of each element.
 
   Args:
     theta: weights as `init` returns them.
-    features: see `learned_opt.features`; parameter of shape S.
+    features: see `learned_opt.features`.
+    shape: S, the parameter's shape, of at least one axis.
+    output: elementwise function of direction and magnitude, float32.
+    lowering: one of LOWERINGS, or None to choose by the number of hidden
+      units and the size of the parameter.
 
   Returns:
-    (direction, magnitude), both [*S], float32.
+    [*S], float32.
+  """
+  size = math.prod(shape)
+  hidden = theta["b0"].size
+  if lowering is None:
+    small = hidden <= UNROLL_HIDDEN and size >= UNROLL_SIZE
+    lowering = "unrolled" if small else "blocked"
+  unrolled = lowering == "unrolled"
+  block_size = blocks.default_size()
+  squares = blocks.mean_squares(
+      features.element, features.inputs, shape, block_size)
+  weights, limits, biases, wide = _fold(theta, features, squares, unrolled)
+  layer = _unrolled if unrolled else _dense
+
+  def kernel(inputs):
+    inputs, biases, wide = inputs
+    x = features.element(inputs)
+    if limits is not None:
+      x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
+    x = [*x, *[jnp.broadcast_to(w, x[0].shape) for w in wide]]
+    # [H, ...], or one array for each hidden unit.
+    first = [sum(b) for b in zip(*biases)] if unrolled else sum(biases)
+    x = layer(x, weights, first)
+    x = layer(jax.tree.map(jax.nn.relu, x), theta["w1"], theta["b1"])
+    x = layer(jax.tree.map(jax.nn.relu, x), theta["w2"], theta["b2"])
+    return output(x[0], x[1])
+
+  return blocks.elementwise(
+      kernel, (features.inputs, biases, wide), shape,
+      size if unrolled else block_size)
+
+
+def _fold(theta, features, squares, unrolled):
+  """All that does not differ from element to element.
+
+  Row and column features become biases of the first layer. In the blocked
+  lowering only if the last axis is one along which they are constant: adding
+  what varies along it to a matrix of activations is slower than more columns
+  of the matrix product.
+
+  Returns:
+    (weights [n, H], limits [16 or 22] or None, list of biases [H, ...],
+    list of features [...] beyond those of the elements).
   """
   w0 = theta["w0"]
-  weights = w0[features_lib.ELEMENT_ROWS] * features.element_scale[:, None]
-  bias = theta["b0"] + features.tensor @ w0[
-      features_lib.NUM_PARAMETER_FEATURES:]  # [H]
-  fold = lambda rows, scale, x: jnp.tensordot(
-      (w0[rows] * scale[:, None]).T, x, 1)  # [H, ...]
-  row = fold(features_lib.ROW_ROWS, features.row_scale, features.row)
-  column = fold(
-      features_lib.COLUMN_ROWS, features.column_scale, features.column)
-  row = row + bias.reshape(bias.shape + (1,) * (row.ndim - 1))
-  unroll = (w0.shape[1] <= UNROLL_HIDDEN and
-            features.element[0].size >= UNROLL_SIZE)
-  layer = _unrolled if unroll else _dense
-  first = [r + c for r, c in zip(row, column)] if unroll else row + column
-  x = layer(features.element, weights, first)
-  x = layer(jax.tree.map(jax.nn.relu, x), theta["w1"], theta["b1"])
-  x = layer(jax.tree.map(jax.nn.relu, x), theta["w2"], theta["b2"])
-  return x[0], x[1]
+  ndim = features.inputs["grad"].ndim
+  wide = lambda x: x.reshape(x.shape + (1,) * ndim)
+  scale, limits = _normalize(features, squares)
+  weights = w0[features_lib.ELEMENT_ROWS]
+  if features.row is None:
+    weights = jnp.concatenate([weights, w0[features_lib.ROW_ROWS] +
+                               w0[features_lib.COLUMN_ROWS]])
+  weights = [weights * scale[:, None]]
+  biases = [wide(theta["b0"] + features.tensor(squares) @ w0[
+      features_lib.NUM_PARAMETER_FEATURES:])]
+  more = []
+  for x, rows in ((features.row, features_lib.ROW_ROWS),
+                  (features.column, features_lib.COLUMN_ROWS)):
+    if x is None:
+      continue
+    scale, limit = _normalize(
+        features, jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
+    if limit is not None:
+      x = jnp.clip(x, -wide(limit), wide(limit))
+    if unrolled or x.shape[-1] == 1:
+      biases.append(jnp.tensordot((w0[rows] * scale[:, None]).T, x, 1))
+    else:
+      more.extend(x)
+      weights.append(w0[rows] * scale[:, None])
+  return jnp.concatenate(weights), limits, biases, more
+
+
+def _normalize(features, squares):
+  """Factors on features of these mean squares, and limits (None: none)."""
+  scale = features.normalizer(squares)
+  if features.clip is None:
+    return scale, None
+  return scale, features.clip * squares * scale  # clip * RMS
 
 
 def _unrolled(inputs, weights, biases):

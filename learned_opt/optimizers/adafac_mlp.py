@@ -26,7 +26,8 @@ INITIAL_DECAYS = {
 }
 
 
-def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001
+def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
+         accumulator_dtype: str = "float32", lowering: str | None = None
          ) -> base.LearnedOptimizer:
   """The optimizer; theta has 39 H + H^2 + 4 H + 9 numbers (2409 for H = 32).
 
@@ -34,12 +35,16 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001
     hidden: width of both hidden layers.
     step_mult: factor on the update (0.01 is used under muP).
     exp_mult: factor on the magnitude output before exponentiation.
+    accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
+    lowering: how the MLP is computed, see `learned_opt.mlp`.
 
   Raises:
-    ValueError: hidden is not a positive integer, or a multiplier is not a
-      positive number.
+    ValueError: hidden is not a positive integer, a multiplier is not a
+      positive number, or a name is unknown.
   """
-  mlp.check_settings(hidden, 1, step_mult=step_mult, exp_mult=exp_mult)
+  mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
+                     exp_mult=exp_mult)
+  accumulators.check_dtype(accumulator_dtype)
 
   def init(key):
     theta = mlp.init(
@@ -54,12 +59,14 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001
     decays = _decays(theta)
 
     def step_one(grad, param, acc, step):
-      acc = accumulators.update(acc, grad, decays, floor=1e-30)
-      direction, magnitude = mlp.apply(
-          theta, _features(grad, param, acc, step))
-      return -step_mult * direction * jnp.exp(exp_mult * magnitude), acc
+      acc = accumulators.update(acc, grad, decays, step, floor=1e-30)
+      update = lambda direction, magnitude: (
+          -step_mult * direction * jnp.exp(exp_mult * magnitude))
+      return mlp.apply(theta, _features(grad, param, acc, step), grad.shape,
+                       update, lowering), acc
 
-    return per_parameter.transformation(accumulators.init, step_one)
+    init_one = lambda shape: accumulators.init(shape, accumulator_dtype)
+    return per_parameter.transformation(init_one, step_one)
 
   return base.LearnedOptimizer(init, opt_fn)
 
@@ -78,25 +85,34 @@ def _safe_rsqrt(x):
 
 
 def _features(grad, param, acc, step) -> features_lib.Features:
-  inverse_rms = jax.lax.rsqrt(acc.second + 1e-6)
   axes = accumulators.factored_axes(grad.shape)
+  inputs = dict(grad=grad, param=param, momentum=acc.momentum,
+                second=acc.second)
+  root = lambda x: jax.lax.rsqrt(x + 1e-8)
+  row = column = None
   if axes is None:
-    column = acc.row
-    for_grad = _safe_rsqrt(acc.row + 1e-9)
-    for_momentum = jax.lax.rsqrt(acc.row + 1e-6)
+    inputs |= {"row": acc.row}
   else:
-    column = acc.column
     mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
-    for_grad = _safe_rsqrt(acc.row / (mean + 1e-9)) * _safe_rsqrt(column)
-    for_momentum = for_grad
-  element = (grad, param, *acc.momentum, acc.second,
-             *(acc.momentum * inverse_rms[None]), inverse_rms,
-             *(grad[None] * for_grad), *(acc.momentum * for_momentum))
-  with_root = lambda x: jnp.concatenate([x, jax.lax.rsqrt(x + 1e-8)])
-  row, column = with_root(acc.row), with_root(column)
-  scale = lambda squares: jax.lax.rsqrt(1e-5 + squares)
+    inputs |= {"row_factor": _safe_rsqrt(acc.row / (mean + 1e-9)),
+               "column_factor": _safe_rsqrt(acc.column)}
+    row, column = (jnp.concatenate([x, root(x)])
+                   for x in (acc.row, acc.column))
+
+  def element(x):
+    inverse_rms = jax.lax.rsqrt(x["second"].astype(jnp.float32) + 1e-6)
+    if axes is None:
+      last = (*x["row"], *[root(r) for r in x["row"]])
+      for_grad = [_safe_rsqrt(r + 1e-9) for r in x["row"]]
+      for_momentum = [jax.lax.rsqrt(r + 1e-6) for r in x["row"]]
+    else:
+      last = ()
+      for_grad = for_momentum = [
+          r * c for r, c in zip(x["row_factor"], x["column_factor"])]
+    return features_lib.elements(
+        x, inverse_rms, inverse_rms, for_grad, for_momentum) + last
+
   return features_lib.Features(
-      element, row, column, features_lib.time_features(step),
-      scale(jnp.stack([jnp.mean(jnp.square(x)) for x in element])),
-      scale(features_lib.mean_squares(row)),
-      scale(features_lib.mean_squares(column)))
+      element, inputs, row, column,
+      lambda squares: features_lib.time_features(step),
+      lambda squares: jax.lax.rsqrt(1e-5 + squares))

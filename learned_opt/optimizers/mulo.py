@@ -56,7 +56,8 @@ class State(NamedTuple):
   statistics: accumulators.Accumulators
 
 
-def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1
+def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
+         accumulator_dtype: str = "float32", lowering: str | None = None
          ) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
@@ -64,12 +65,16 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1
     hidden: width of both hidden layers, at least 3.
     step_mult: factor on the update.
     exp_mult: factor on the magnitude output before exponentiation.
+    accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
+    lowering: how the MLP is computed, see `learned_opt.mlp`.
 
   Raises:
-    ValueError: hidden is not an integer of at least 3, or a multiplier is not
-      a positive number.
+    ValueError: hidden is not an integer of at least 3, a multiplier is not a
+      positive number, or a name is unknown.
   """
-  mlp.check_settings(hidden, 3, step_mult=step_mult, exp_mult=exp_mult)
+  mlp.check_settings(hidden, 3, lowering, step_mult=step_mult,
+                     exp_mult=exp_mult)
+  accumulators.check_dtype(accumulator_dtype)
 
   def init(key):
     theta = _adam_like(mlp.init(key, NUM_FEATURES, hidden), exp_mult)
@@ -82,15 +87,16 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1
     decays = _decays(theta)
 
     def step_one(grad, param, state, step):
-      state, grad = _accumulate(state, grad, decays)
-      noise = _noise_features(state.statistics, decays, step)
-      direction, magnitude = mlp.apply(theta, _features(
-          grad, param, state.statistics,
-          jnp.concatenate([features_lib.time_features(step), noise])))
-      return -step_mult * direction * jnp.exp(exp_mult * magnitude), state
+      state, inverse = _accumulate(state, grad, decays, step)
+      update = lambda direction, magnitude: (
+          -step_mult * direction * jnp.exp(exp_mult * magnitude))
+      features = _features(
+          grad, inverse, param, state.statistics, decays, step)
+      return mlp.apply(theta, features, grad.shape, update, lowering), state
 
     init_one = lambda shape: State(
-        jnp.zeros([], jnp.float32), accumulators.init(shape))
+        jnp.zeros([], jnp.float32),
+        accumulators.init(shape, accumulator_dtype))
     return per_parameter.transformation(init_one, step_one)
 
   return base.LearnedOptimizer(init, opt_fn)
@@ -124,8 +130,8 @@ def _decays(theta) -> accumulators.Decays:
       decay(INITIAL_DECAYS, theta["factored_decays"]))
 
 
-def _accumulate(state, grad, decays):
-  """Statistics that include the gradient, and the gradient in their unit."""
+def _accumulate(state, grad, decays, step):
+  """Statistics that include the gradient, and one over their unit."""
   largest = jnp.max(jnp.abs(grad))
   slowest = jnp.sqrt(jnp.maximum(
       decays.second, jnp.max(jnp.maximum(
@@ -133,23 +139,28 @@ def _accumulate(state, grad, decays):
   unit = jnp.where(
       largest > 0, jnp.maximum(largest, slowest * state.unit), state.unit)
   inverse = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1), 0)
-  grad = grad * inverse
   statistics = accumulators.update(
-      state.statistics, grad, decays, rescale=state.unit * inverse)
-  return State(unit, statistics), grad
+      state.statistics, grad * inverse, decays, step,
+      rescale=state.unit * inverse)
+  return State(unit, statistics), inverse
 
 
-def _noise_features(statistics, decays, step):
+def _noise_features(momentum, second, decays, step):
   """Log of rms(momentum) / sqrt(mean second moment), unbiased. Shape [3].
 
   About zero where the gradient has always been the same, negative under
   noise, and where all gradients were zero, zero.
+
+  Args:
+    momentum: mean squares of the momenta, [3].
+    second: mean of the second moment, scalar.
+    decays: of both.
+    step: number of steps taken before this one.
   """
   steps = step.astype(jnp.float32) + 1
   bias = lambda decay: 1 - decay**steps
-  second = jnp.mean(statistics.second) / bias(decays.second)
-  momentum = (features_lib.mean_squares(statistics.momentum) /
-              bias(decays.momentum)**2)
+  second = second / bias(decays.second)
+  momentum = momentum / bias(decays.momentum)**2
   # Two logs, since the ratio itself may vanish.
   log_ratio = 0.5 * (jnp.log(momentum + TINY) - jnp.log(second + TINY))
   return jnp.clip(log_ratio, -MAX_LOG_NOISE, MAX_LOG_NOISE)
@@ -162,38 +173,53 @@ def _inverse_root(x, mean):
   return root, jnp.minimum(root, limit)
 
 
-def _features(grad, param, acc, tensor) -> features_lib.Features:
-  inverse_rms, inverse_rms_feature = _inverse_root(
-      acc.second, jnp.mean(acc.second))
-  means = lambda x: accumulators.along(
-      jnp.mean(x, tuple(range(1, x.ndim))), grad.ndim)
-  row_root, row_feature = _inverse_root(acc.row, means(acc.row))
+def _features(grad, inverse, param, acc, decays, step
+              ) -> features_lib.Features:
   axes = accumulators.factored_axes(grad.shape)
+  inputs = dict(grad=grad, inverse=inverse.reshape((1,) * grad.ndim),
+                param=param, momentum=acc.momentum, second=acc.second)
+  means = lambda x: jnp.mean(
+      x, tuple(range(1, x.ndim)), keepdims=True)  # [3, 1, ...]
+  second_mean = jnp.mean(acc.second.astype(jnp.float32))
+  row_mean = means(acc.row)
+  row_root, row_feature = _inverse_root(acc.row, row_mean)
+  row = column = None
   if axes is None:
-    column, column_feature, factored = acc.row, row_feature, row_root
+    inputs |= {"row": acc.row}
   else:
-    column = acc.column
-    column_root, column_feature = _inverse_root(column, means(column))
-    mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
-    factored = (row_root * column_root *
-                jnp.sqrt(mean + RELATIVE_FLOOR * means(acc.row) + TINY))
-  element = (grad, param, *acc.momentum, acc.second,
-             *(acc.momentum * inverse_rms[None]), inverse_rms_feature,
-             *(grad[None] * factored), *(acc.momentum * factored))
-  element, element_scale = zip(*[_clip(x) for x in element])
-  row, row_scale = jax.vmap(_clip)(jnp.concatenate([acc.row, row_feature]))
-  column, column_scale = jax.vmap(_clip)(
-      jnp.concatenate([column, column_feature]))
+    column_root, column_feature = _inverse_root(acc.column, means(acc.column))
+    along_column = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
+    inputs |= {"row_factor": row_root * jnp.sqrt(
+        along_column + RELATIVE_FLOOR * row_mean + TINY),
+               "column_factor": column_root}
+    row = jnp.concatenate([acc.row, row_feature])
+    column = jnp.concatenate([acc.column, column_feature])
+
+  def element(x):
+    x = dict(x, grad=x["grad"] * x["inverse"])
+    inverse_rms, inverse_rms_feature = _inverse_root(
+        x["second"].astype(jnp.float32), second_mean)
+    if axes is None:
+      roots, features = zip(*[
+          _inverse_root(r, m.reshape(())) for r, m in zip(x["row"], row_mean)])
+      factors, last = roots, (*x["row"], *features)
+    else:
+      factors = [r * c for r, c in zip(x["row_factor"], x["column_factor"])]
+      last = ()
+    return features_lib.elements(
+        x, inverse_rms, inverse_rms_feature, factors, factors) + last
+
+  def tensor(squares):
+    noise = _noise_features(
+        squares[features_lib.MOMENTUM], second_mean, decays, step)
+    return jnp.concatenate([features_lib.time_features(step), noise])
+
   return features_lib.Features(
-      element, row, column, tensor, jnp.stack(element_scale), row_scale,
-      column_scale)
+      element, inputs, row, column, tensor, _inverse_rms, CLIP)
 
 
-def _clip(x):
-  """x within CLIP times its RMS, and 1 / RMS, or 0 where all is zero."""
-  squares = jnp.mean(jnp.square(x))
+def _inverse_rms(squares):
+  """1 / RMS from mean squares, or 0 where all is zero."""
   positive = squares > 0
-  scale = jnp.where(
+  return jnp.where(
       positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 0)
-  limit = CLIP * squares * scale
-  return jnp.clip(x, -limit, limit), scale

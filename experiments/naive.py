@@ -1,0 +1,197 @@
+"""The optimizers as papers write them: one [N, features] array per parameter.
+
+What the fast lowerings are compared with. In float64 and numpy it is the
+oracle of the tests; in float32 and JAX, the naive lowering of the benchmarks.
+`xp` is numpy or jax.numpy.
+"""
+
+from types import ModuleType
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+TIME_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
+INITIAL_DECAYS = (0.9, 0.99, 0.999)
+
+
+class Statistics(NamedTuple):
+  """Moving averages of one parameter's gradients.
+
+  Attributes:
+    m: three momenta [*S].
+    v: second moment [*S].
+    r: three row factors, [*S] with the largest axis at 1.
+    c: three column factors, [*S] with the second largest axis at 1.
+  """
+
+  m: list
+  v: Any
+  r: list
+  c: list
+
+
+def _factored_axes(shape):
+  """(second largest axis, largest axis), later axes win ties; or None."""
+  order = sorted(range(len(shape)), key=lambda i: (shape[i], i))
+  return (order[-2], order[-1]) if len(shape) > 1 else None
+
+
+def start(shape: tuple, xp: ModuleType) -> Statistics:
+  """Zero statistics for a parameter of at least one axis."""
+  axes = _factored_axes(shape)
+  without = lambda axis: tuple(
+      1 if i == axis else n for i, n in enumerate(shape))
+  row, column = (without(axes[1]), without(axes[0])) if axes else (shape, shape)
+  zeros = lambda shape: [xp.zeros(shape) for _ in range(3)]
+  return Statistics(zeros(shape), xp.zeros(shape), zeros(row), zeros(column))
+
+
+def _update(s, g, momentum, second, factored, floor):
+  squared = g**2 + floor
+  axes = _factored_axes(g.shape)
+  row = squared.mean(axes[1], keepdims=True) if axes else squared
+  column = squared.mean(axes[0], keepdims=True) if axes else squared
+  ema = lambda decays, old, new: [
+      decays[k] * x + (1 - decays[k]) * new for k, x in enumerate(old)]
+  return Statistics(
+      ema(momentum, s.m, g), second * s.v + (1 - second) * g**2,
+      ema(factored, s.r, row), ema(factored, s.c, column))
+
+
+def _decay(initial, residual, xp):
+  return 1 - (1 - xp.array(initial)) * xp.exp(10 * residual)
+
+
+def _stack(features, shape, xp):
+  """Features that broadcast against the shape, as [N, features]."""
+  return xp.stack(
+      [xp.broadcast_to(f, shape).reshape(-1) for f in features], -1)
+
+
+def _with_tensor_features(features, t, more, xp):
+  """[N, n] and numbers that are equal for all N, as one array."""
+  time = xp.tanh(t / xp.array(TIME_SCALES) - 1)
+  tensor = xp.concatenate([time, more])
+  return xp.concatenate([features, xp.broadcast_to(
+      tensor, (len(features), len(tensor)))], 1)
+
+
+def _output(theta, features, shape, step_mult, exp_mult, xp):
+  """The update [*S] from features [N, n]."""
+  x = features
+  for i in range(3):
+    x = x @ theta[f"w{i}"] + theta[f"b{i}"][None]
+    x = xp.maximum(x, 0) if i < 2 else x
+  return -(step_mult * x[:, 0] * xp.exp(exp_mult * x[:, 1])).reshape(shape)
+
+
+def adafac_mlp(xp: ModuleType, step_mult: float = 0.001,
+               exp_mult: float = 0.001) -> Callable:
+  """small_fc_lopt: `(theta, g, p, Statistics, t) -> (update, Statistics)`."""
+  rsqrt = lambda x: 1 / xp.sqrt(x)
+  safe = lambda x: rsqrt(xp.maximum(x, 1e-9))
+
+  def step_one(theta, g, p, s, t):
+    second = _decay(0.999, theta["rms_decays"], xp)[0].clip(0, 1)
+    s = _update(
+        s, g, _decay(INITIAL_DECAYS, theta["momentum_decays"], xp), second,
+        _decay(INITIAL_DECAYS, theta["adafactor_decays"], xp).clip(0, 1), 1e-30)
+    axes = _factored_axes(g.shape)
+    if axes is None:
+      for_g = [safe(v + 1e-9) for v in s.r]
+      for_m = [rsqrt(v + 1e-6) for v in s.r]
+    else:
+      mean = [r.mean(axes[0], keepdims=True) for r in s.r]
+      for_g = for_m = [safe(r / (mu + 1e-9)) * safe(c)
+                       for r, c, mu in zip(s.r, s.c, mean)]
+    inverse = rsqrt(s.v + 1e-6)
+    features = _stack([
+        g, p, *s.m, s.v, *[m * inverse for m in s.m], inverse,
+        *[g * f for f in for_g], *s.r, *s.c,
+        *[rsqrt(r + 1e-8) for r in s.r], *[rsqrt(c + 1e-8) for c in s.c],
+        *[m * f for m, f in zip(s.m, for_m)]], g.shape, xp)
+    features = features * rsqrt(
+        1e-5 + xp.mean(features**2, 0, keepdims=True))
+    features = _with_tensor_features(features, t, xp.zeros(0), xp)
+    return _output(theta, features, g.shape, step_mult, exp_mult, xp), s
+
+  return step_one
+
+
+def mulo(xp: ModuleType, step_mult: float = 0.1, exp_mult: float = 0.1,
+         floor: float = 1e-8, max_inverse: float = 10.0) -> Callable:
+  """mulo in plain units, which may overflow or vanish in float32."""
+
+  def roots(x):
+    mean = x.mean()
+    safe = xp.where(mean > 0, mean, 1)
+    root = xp.where(mean > 0, 1 / xp.sqrt(x + floor * safe), 0)
+    return root, xp.minimum(root, max_inverse / xp.sqrt(safe))
+
+  def step_one(theta, g, p, s, t):
+    decay = lambda initial, name: _decay(
+        initial, theta[name], xp).clip(0, 0.99999)
+    momentum = decay(INITIAL_DECAYS, "momentum_decays")
+    second = decay(0.999, "second_decay")
+    s = _update(
+        s, g, momentum, second, decay(INITIAL_DECAYS, "factored_decays"), 0.0)
+    inverse, inverse_feature = roots(s.v)
+    row, row_feature = zip(*[roots(r) for r in s.r])
+    column, column_feature = zip(*[roots(c) for c in s.c])
+    axes = _factored_axes(g.shape)
+    factored = row if axes is None else [
+        a * b * xp.sqrt(r.mean(axes[0], keepdims=True) + floor * r.mean())
+        for a, b, r in zip(row, column, s.r)]
+    features = _stack([
+        g, p, *s.m, s.v, *[m * inverse for m in s.m], inverse_feature,
+        *[g * f for f in factored], *s.r, *s.c, *row_feature, *column_feature,
+        *[m * f for m, f in zip(s.m, factored)]], g.shape, xp)
+    rms = xp.sqrt(xp.mean(features**2, 0, keepdims=True))
+    features = (features / xp.where(rms > 0, rms, 1)).clip(-5, 5)
+    v = s.v.mean() / (1 - second**(t + 1))
+    noise = [0.5 * xp.log(xp.where(
+        v > 0, (m**2).mean() / (1 - momentum[k]**(t + 1))**2, 1) /
+        xp.where(v > 0, v, 1)) for k, m in enumerate(s.m)]
+    features = _with_tensor_features(features, t, xp.stack(noise), xp)
+    return _output(theta, features, g.shape, step_mult, exp_mult, xp), s
+
+  return step_one
+
+
+RULES = {"adafac_mlp": adafac_mlp, "mulo": mulo}
+
+
+def opt_fn(name: str, **settings: float) -> Callable:
+  """The naive form of an optimizer as an `opt_fn`, in JAX and float32.
+
+  Args:
+    name: "adafac_mlp" or "mulo".
+    **settings: step_mult, exp_mult.
+
+  Returns:
+    `opt_fn(theta, *, num_steps=None)`, for theta of the optimizer's `init`.
+  """
+  rule = RULES[name](jnp, **settings)
+
+  def make(theta, *, num_steps=None):
+    del num_steps
+
+    def init(params):
+      return jnp.zeros([], jnp.int32), [
+          start(p.shape or (1,), jnp) for p in jax.tree.leaves(params)]
+
+    def update(grads, state, params=None, **extra_args):
+      del extra_args
+      step, states = state
+      grads, treedef = jax.tree.flatten(grads)
+      wide = lambda x: x.reshape(x.shape or (1,))
+      pairs = [rule(theta, wide(g), wide(p), s, step.astype(jnp.float32))
+               for g, p, s in zip(grads, jax.tree.leaves(params), states)]
+      updates = [u.reshape(g.shape) for (u, _), g in zip(pairs, grads)]
+      return treedef.unflatten(updates), (step + 1, [s for _, s in pairs])
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+  return make

@@ -1,0 +1,117 @@
+"""Functions of every element of a parameter, computed block by block.
+
+Whole-size intermediate arrays would cost memory, and the time to move them:
+what a block of some thousand elements needs stays in the cache instead.
+
+Inputs are trees of arrays [..., *S], where S is the parameter's shape with any
+axis replaced by 1; leading axes are the caller's own. A function of a block
+gets the same tree with blocks in place of S.
+"""
+
+import math
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+CPU_SIZE = 3 * 2**12  # elements; 32 activations of each about fit the cache
+ACCELERATOR_SIZE = 2**20  # so large that starting kernels costs little
+
+
+def default_size() -> int:
+  """Elements per block on the default backend."""
+  return CPU_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SIZE
+
+
+def block_shape(shape: tuple, size: int) -> tuple:
+  """Shape of blocks of at most `size` elements.
+
+  The last axes whole, one axis cut in nearly equal parts, the axes before it
+  one by one, so that a block is one piece of memory. A part that does not
+  divide the axis makes the last block overlap the one before.
+  """
+  block = list(shape)
+  for axis, n in enumerate(shape):
+    if math.prod(block) <= size:
+      break
+    most = max(1, size // math.prod(shape[axis + 1:]))
+    block[axis] = -(-n // -(-n // most))
+  return tuple(block)
+
+
+def _loop(body: Callable, inputs: Any, shape: tuple, block: tuple, carry: Any):
+  """Folds `body(carry, block of inputs, start, excess)` over the blocks.
+
+  `start` are the indices of the block's first element; `excess`, along each
+  axis, is how far the block reaches back into the one before.
+  """
+  counts = tuple(-(-n // b) for n, b in zip(shape, block))
+
+  def step(i, carry):
+    first = [index * b for index, b in zip(jnp.unravel_index(i, counts), block)]
+    start = [jnp.minimum(f, n - b) for f, n, b in zip(first, shape, block)]
+
+    def take(x):
+      own = x.ndim - len(shape)
+      starts, sizes = [0] * own, list(x.shape[:own])
+      for axis, n in enumerate(x.shape[own:]):
+        starts.append(start[axis] if n > 1 else 0)
+        sizes.append(block[axis] if n > 1 else 1)
+      return jax.lax.dynamic_slice(x, starts, sizes)
+
+    excess = [f - s for f, s in zip(first, start)]
+    return body(carry, jax.tree.map(take, inputs), start, excess)
+
+  return jax.lax.fori_loop(0, math.prod(counts), step, carry)
+
+
+def elementwise(fn: Callable[[Any], jax.Array], inputs: Any, shape: tuple,
+                size: int) -> jax.Array:
+  """`fn` of every element: [*S], float32.
+
+  Args:
+    fn: `block of inputs -> [*block]`, float32.
+    inputs: see the module docstring; at least one array.
+    shape: S, of at least one axis.
+    size: most elements in a block.
+  """
+  block = block_shape(shape, size)
+  if block == shape:
+    return fn(inputs)
+  write = lambda out, x, start, excess: jax.lax.dynamic_update_slice(
+      out, fn(x), start)
+  # All is overwritten. Zeros would do, but would take memory from the start of
+  # the program, not only from when the last inputs are known.
+  last = jax.tree.leaves(inputs)[-1].astype(jnp.float32)
+  anything = jnp.broadcast_to(last[(0,) * last.ndim], shape)
+  return _loop(write, inputs, shape, block, anything)
+
+
+def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
+                 size: int) -> jax.Array:
+  """Mean square over all elements of each of n functions: [n], float32.
+
+  Args:
+    fn: `block of inputs -> n arrays [*block]`, float32.
+    inputs: see the module docstring.
+    shape: S, of at least one axis.
+    size: most elements in a block.
+  """
+  block = block_shape(shape, size)
+  count = math.prod(shape)
+  total = lambda values: jnp.stack([jnp.sum(jnp.square(x)) for x in values])
+  if block == shape:
+    return total(fn(inputs)) / count
+
+  def add(carry, x, start, excess):
+    del start
+    values = fn(x)
+    for axis, (n, b) in enumerate(zip(shape, block)):
+      if n % b:
+        new = jax.lax.broadcasted_iota(
+            jnp.int32, block, axis) >= excess[axis]
+        values = [jnp.where(new, x, 0) for x in values]
+    return carry + total(values)
+
+  n = len(jax.eval_shape(fn, inputs))
+  return _loop(add, inputs, shape, block, jnp.zeros(n, jnp.float32)) / count
