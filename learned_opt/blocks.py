@@ -89,17 +89,19 @@ def elementwise(fn: Callable[[Any], jax.Array], inputs: Any, shape: tuple,
 
 def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
                  size: int) -> jax.Array:
-  """Mean square over all elements of each of n functions: [n], float32.
+  """Mean squares over all elements of functions: [sum of n], float32.
 
   Args:
-    fn: `block of inputs -> n arrays [*block]`, float32.
+    fn: `block of inputs -> arrays [n, *block]`, float32.
     inputs: see the module docstring.
     shape: S, of at least one axis.
     size: most elements in a block.
   """
   block = block_shape(shape, size)
   count = math.prod(shape)
-  total = lambda values: jnp.stack([jnp.sum(jnp.square(x)) for x in values])
+  axes = tuple(range(1, len(shape) + 1))
+  total = lambda values: jnp.concatenate([
+      jnp.sum(jnp.square(x), axes) for x in values])
   if block == shape:
     return total(fn(inputs)) / count
 
@@ -108,10 +110,10 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
     values = fn(x)
     for axis, (n, b) in enumerate(zip(shape, block)):
       if n % b:
-        new = jax.lax.broadcasted_iota(
-            jnp.int32, block, axis) >= excess[axis]
-        values = [jnp.where(new, x, 0) for x in values]
+        values = [jnp.where(jax.lax.broadcasted_iota(
+            jnp.int32, x.shape, axis + 1) >= excess[axis], x, 0)
+                  for x in values]
     return carry + total(values)
 
-  n = len(jax.eval_shape(fn, inputs))
+  n = sum(len(x) for x in jax.eval_shape(fn, inputs))
   return _loop(add, inputs, shape, block, jnp.zeros(n, jnp.float32)) / count

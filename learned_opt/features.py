@@ -12,7 +12,7 @@ Reference:
   learned optimizers, 2022, https://arxiv.org/abs/2203.11860 (small_fc_lopt).
 """
 
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,12 @@ class Features(NamedTuple):
   """Inputs of the MLP for one parameter of shape S.
 
   Attributes:
-    element: function of `inputs`, or of a block of them: 16 arrays [*S],
-      float32. For a parameter that is not factored 22, the last six being the
-      row features, which are the column features, too.
-    inputs: tree of arrays [..., *S], see `learned_opt.blocks`.
+    element: function of `inputs` or of a block of them: arrays [n, *S],
+      float32, n being 1 or the number of decays, in published order. For a
+      parameter that is not factored the last two are its row features, which
+      are its column features, too. Elementwise, so that of inputs [*S], those
+      of one decay, it makes features [*S].
+    inputs: tree of arrays [n, *S], see `learned_opt.blocks`.
     row: [6, ...], broadcasts against S; None if not factored.
     column: [6, ...], broadcasts against S; None if not factored.
     tensor: function of the mean squares of the element features: [n], which
@@ -54,6 +56,39 @@ class Features(NamedTuple):
   clip: float | None = None
 
 
+def elements(inputs: dict, inverse_rms: jax.Array,
+             inverse_rms_feature: jax.Array, for_grad: jax.Array,
+             for_momentum: jax.Array) -> tuple[jax.Array, ...]:
+  """The 8 kinds of element features: 16 features for three decays.
+
+  Args:
+    inputs: "grad", "param" and "second" [1, *S], "momentum" [n, *S].
+    inverse_rms: factor on the momenta, [1, *S].
+    inverse_rms_feature: that factor as a feature of its own, [1, *S].
+    for_grad: factors on the gradient, [n, *S].
+    for_momentum: factors on the momenta, [n, *S].
+  """
+  grad, param, momentum, second = (inputs[name].astype(jnp.float32) for name in
+                                   ("grad", "param", "momentum", "second"))
+  return (grad, param, momentum, second, momentum * inverse_rms,
+          inverse_rms_feature, grad * for_grad, momentum * for_momentum)
+
+
+def one_by_one(element: Callable, inputs: Any) -> list[jax.Array]:
+  """The features of `Features.element` as separate arrays [*S].
+
+  Each decay is computed from its own part of the inputs: XLA fuses that with
+  what comes after, but not with parts of an array for all decays.
+  """
+  decays = max(x.shape[0] for x in jax.tree.leaves(inputs))
+  part = lambda k: jax.tree.map(
+      lambda x: jax.lax.index_in_dim(x, min(k, len(x) - 1), keepdims=False),
+      inputs)
+  kinds = list(zip(*[element(part(k)) for k in range(decays)]))
+  counts = [len(x) for x in jax.eval_shape(element, inputs)]
+  return [kind[k] for kind, n in zip(kinds, counts) for k in range(n)]
+
+
 def time_features(step: jax.Array) -> jax.Array:
   """tanh(t / tau - 1) for 11 time scales tau. Shape [11].
 
@@ -61,23 +96,3 @@ def time_features(step: jax.Array) -> jax.Array:
     step: number of inner steps taken before this one, scalar.
   """
   return jnp.tanh(step.astype(jnp.float32) / TIME_SCALES - 1)
-
-
-def elements(inputs: dict, inverse_rms: jax.Array,
-             inverse_rms_feature: jax.Array, for_grad: Sequence[jax.Array],
-             for_momentum: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-  """The 16 element features, in published order.
-
-  Args:
-    inputs: "grad", "param" and "second" [*S], "momentum" [3, *S].
-    inverse_rms: factor on the momenta, [*S].
-    inverse_rms_feature: that factor as a feature of its own, [*S].
-    for_grad: three factors on the gradient, [*S].
-    for_momentum: three factors, one for each momentum, [*S].
-  """
-  grad, param, second = (
-      inputs[name].astype(jnp.float32) for name in ("grad", "param", "second"))
-  momentum = [m.astype(jnp.float32) for m in inputs["momentum"]]
-  return (grad, param, *momentum, second, *[m * inverse_rms for m in momentum],
-          inverse_rms_feature, *[grad * f for f in for_grad],
-          *[m * f for m, f in zip(momentum, for_momentum)])

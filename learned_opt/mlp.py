@@ -96,13 +96,16 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
   unrolled = lowering == "unrolled"
   block_size = blocks.default_size()
   squares = blocks.mean_squares(
-      features.element, features.inputs, shape, block_size)
+      features.element, features.inputs, shape, 4 * block_size)
+  # Weights that XLA cannot take for constants: else it would expand each to the
+  # parameter's shape ahead of a loop, and LLVM would optimize for their values.
+  theta = jax.tree.map(lambda w: jnp.where(squares[0] < 0, 0, w), theta)
   weights, limits, biases, wide = _fold(theta, features, squares, unrolled)
   layer = _unrolled if unrolled else _dense
 
   def kernel(inputs):
     inputs, biases, wide = inputs
-    x = features.element(inputs)
+    x = features_lib.one_by_one(features.element, inputs)
     if limits is not None:
       x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
     x = [*x, *[jnp.broadcast_to(w, x[0].shape) for w in wide]]
@@ -131,7 +134,7 @@ def _fold(theta, features, squares, unrolled):
     list of features [...] beyond those of the elements).
   """
   w0 = theta["w0"]
-  ndim = features.inputs["grad"].ndim
+  ndim = features.inputs["grad"].ndim - 1
   wide = lambda x: x.reshape(x.shape + (1,) * ndim)
   scale, limits = _normalize(features, squares)
   weights = w0[features_lib.ELEMENT_ROWS]

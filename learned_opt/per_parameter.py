@@ -124,7 +124,7 @@ def _step_group(step_one, grads, params, states, step):
     wide = lambda x: x.astype(jnp.float32).reshape(x.shape or (1,))
     return step_one(wide(grad), wide(param), state, step)
 
-  n, shape = len(grads), grads[0].shape or (1,)
+  n = len(grads)
   if n == 1:
     change, states = rule(grads[0], params[0], states)
     return [change], states
@@ -144,5 +144,5 @@ def _step_group(step_one, grads, params, states, step):
     put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
     return jax.tree.map(put, (changes, states), new)
 
-  changes = jnp.zeros((n, *shape), jnp.float32)
+  changes = jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32)
   return jax.lax.fori_loop(0, n, body, (changes, states))

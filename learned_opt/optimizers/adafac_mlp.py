@@ -86,8 +86,8 @@ def _safe_rsqrt(x):
 
 def _features(grad, param, acc, step) -> features_lib.Features:
   axes = accumulators.factored_axes(grad.shape)
-  inputs = dict(grad=grad, param=param, momentum=acc.momentum,
-                second=acc.second)
+  inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
+                second=acc.second[None])
   root = lambda x: jax.lax.rsqrt(x + 1e-8)
   row = column = None
   if axes is None:
@@ -102,13 +102,12 @@ def _features(grad, param, acc, step) -> features_lib.Features:
   def element(x):
     inverse_rms = jax.lax.rsqrt(x["second"].astype(jnp.float32) + 1e-6)
     if axes is None:
-      last = (*x["row"], *[root(r) for r in x["row"]])
-      for_grad = [_safe_rsqrt(r + 1e-9) for r in x["row"]]
-      for_momentum = [jax.lax.rsqrt(r + 1e-6) for r in x["row"]]
+      last = (x["row"], root(x["row"]))
+      for_grad = _safe_rsqrt(x["row"] + 1e-9)
+      for_momentum = jax.lax.rsqrt(x["row"] + 1e-6)
     else:
       last = ()
-      for_grad = for_momentum = [
-          r * c for r, c in zip(x["row_factor"], x["column_factor"])]
+      for_grad = for_momentum = x["row_factor"] * x["column_factor"]
     return features_lib.elements(
         x, inverse_rms, inverse_rms, for_grad, for_momentum) + last
 

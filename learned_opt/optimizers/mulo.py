@@ -176,8 +176,9 @@ def _inverse_root(x, mean):
 def _features(grad, inverse, param, acc, decays, step
               ) -> features_lib.Features:
   axes = accumulators.factored_axes(grad.shape)
-  inputs = dict(grad=grad, inverse=inverse.reshape((1,) * grad.ndim),
-                param=param, momentum=acc.momentum, second=acc.second)
+  inputs = dict(grad=grad[None], inverse=inverse.reshape((1,) * (grad.ndim + 1)),
+                param=param[None], momentum=acc.momentum,
+                second=acc.second[None])
   means = lambda x: jnp.mean(
       x, tuple(range(1, x.ndim)), keepdims=True)  # [3, 1, ...]
   second_mean = jnp.mean(acc.second.astype(jnp.float32))
@@ -185,7 +186,7 @@ def _features(grad, inverse, param, acc, decays, step
   row_root, row_feature = _inverse_root(acc.row, row_mean)
   row = column = None
   if axes is None:
-    inputs |= {"row": acc.row}
+    inputs |= {"row": acc.row, "row_mean": row_mean}
   else:
     column_root, column_feature = _inverse_root(acc.column, means(acc.column))
     along_column = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
@@ -200,14 +201,12 @@ def _features(grad, inverse, param, acc, decays, step
     inverse_rms, inverse_rms_feature = _inverse_root(
         x["second"].astype(jnp.float32), second_mean)
     if axes is None:
-      roots, features = zip(*[
-          _inverse_root(r, m.reshape(())) for r, m in zip(x["row"], row_mean)])
-      factors, last = roots, (*x["row"], *features)
+      factor, feature = _inverse_root(x["row"], x["row_mean"])
+      last = (x["row"], feature)
     else:
-      factors = [r * c for r, c in zip(x["row_factor"], x["column_factor"])]
-      last = ()
+      factor, last = x["row_factor"] * x["column_factor"], ()
     return features_lib.elements(
-        x, inverse_rms, inverse_rms_feature, factors, factors) + last
+        x, inverse_rms, inverse_rms_feature, factor, factor) + last
 
   def tensor(squares):
     noise = _noise_features(
