@@ -38,7 +38,7 @@ class Features(NamedTuple):
       parameter that is not factored the last two are its row features, which
       are its column features, too. Elementwise, so that of inputs [*S], those
       of one decay, it makes features [*S].
-    inputs: tree of arrays [n, *S], see `learned_opt.blocks`.
+    inputs: dict of arrays [n, *S], see `learned_opt.blocks`.
     row: [6, ...], broadcasts against S; None if not factored.
     column: [6, ...], broadcasts against S; None if not factored.
     tensor: function of the mean squares of the element features: [n], which
@@ -48,7 +48,7 @@ class Features(NamedTuple):
   """
 
   element: Callable[[Any], tuple[jax.Array, ...]]
-  inputs: Any
+  inputs: dict[str, jax.Array]
   row: jax.Array | None
   column: jax.Array | None
   tensor: Callable[[jax.Array], jax.Array]
@@ -74,18 +74,28 @@ def elements(inputs: dict, inverse_rms: jax.Array,
           inverse_rms_feature, grad * for_grad, momentum * for_momentum)
 
 
-def one_by_one(element: Callable, inputs: Any) -> list[jax.Array]:
-  """The features of `Features.element` as separate arrays [*S].
+def split(inputs: dict) -> dict[str, list[jax.Array]]:
+  """Inputs [n, *S] as lists of n arrays [*S]."""
+  return {name: [jax.lax.index_in_dim(x, k, keepdims=False)
+                 for k in range(len(x))] for name, x in inputs.items()}
 
-  Each decay is computed from its own part of the inputs: XLA fuses that with
-  what comes after, but not with parts of an array for all decays.
+
+def one_by_one(features: "Features", inputs: dict[str, list[jax.Array]]
+               ) -> list[jax.Array]:
+  """The element features as separate arrays, each from its own inputs.
+
+  XLA fuses that with what comes after, but not with parts of an array for all
+  decays.
+
+  Args:
+    features: see `Features`.
+    inputs: as `split` returns them, whole or a block.
   """
-  decays = max(x.shape[0] for x in jax.tree.leaves(inputs))
-  part = lambda k: jax.tree.map(
-      lambda x: jax.lax.index_in_dim(x, min(k, len(x) - 1), keepdims=False),
-      inputs)
-  kinds = list(zip(*[element(part(k)) for k in range(decays)]))
-  counts = [len(x) for x in jax.eval_shape(element, inputs)]
+  counts = [len(x) for x in jax.eval_shape(features.element, features.inputs)]
+  kinds = list(zip(*[
+      features.element({name: x[min(k, len(x) - 1)]
+                        for name, x in inputs.items()})
+      for k in range(max(counts))]))
   return [kind[k] for kind, n in zip(kinds, counts) for k in range(n)]
 
 

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 
 from learned_opt import blocks
 from learned_opt import features as features_lib
+from learned_opt import pallas_mlp
 
 LOWERINGS = ("unrolled", "blocked", "pallas")
 UNROLL_HIDDEN = 8
-UNROLL_SIZE = 256
 
 
 def check_settings(hidden: int, least: int, lowering: str | None = None,
@@ -88,50 +88,56 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
   Returns:
     [*S], float32.
   """
-  size = math.prod(shape)
-  hidden = theta["b0"].size
   if lowering is None:
-    small = hidden <= UNROLL_HIDDEN and size >= UNROLL_SIZE
-    lowering = "unrolled" if small else "blocked"
-  unrolled = lowering == "unrolled"
-  block_size = blocks.default_size()
-  squares = blocks.mean_squares(
-      features.element, features.inputs, shape, 4 * block_size)
+    lowering = "unrolled" if len(theta["b0"]) <= UNROLL_HIDDEN else "blocked"
+  size = blocks.default_size()
+  if lowering == "pallas":
+    squares = pallas_mlp.mean_squares(features, shape)
+  else:  # larger blocks than for the MLP, which keeps more in the cache
+    squares = blocks.mean_squares(
+        features.element, features.inputs, shape, 4 * size)
   # Weights that XLA cannot take for constants: else it would expand each to the
   # parameter's shape ahead of a loop, and LLVM would optimize for their values.
   theta = jax.tree.map(lambda w: jnp.where(squares[0] < 0, 0, w), theta)
-  weights, limits, biases, wide = _fold(theta, features, squares, unrolled)
+  weights, limits, biases, wide = _fold(theta, features, squares, lowering)
+  layers = [(weights, biases), *[(theta[f"w{i}"], theta[f"b{i}"])
+                                 for i in (1, 2)]]
+  if lowering == "pallas":
+    layers[0] = weights, biases[0].reshape(-1)
+    return pallas_mlp.update(features, wide, layers, limits, shape, output)
+  unrolled = lowering == "unrolled"
   layer = _unrolled if unrolled else _dense
 
   def kernel(inputs):
     inputs, biases, wide = inputs
-    x = features_lib.one_by_one(features.element, inputs)
+    x = features_lib.one_by_one(features, features_lib.split(inputs))
     if limits is not None:
       x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
-    x = [*x, *[jnp.broadcast_to(w, x[0].shape) for w in wide]]
+    whole = lambda more: jnp.broadcast_to(more, x[0].shape)
+    x = [*x, *[whole(more) for kind in wide.values() for more in kind]]
     # [H, ...], or one array for each hidden unit.
     first = [sum(b) for b in zip(*biases)] if unrolled else sum(biases)
     x = layer(x, weights, first)
-    x = layer(jax.tree.map(jax.nn.relu, x), theta["w1"], theta["b1"])
-    x = layer(jax.tree.map(jax.nn.relu, x), theta["w2"], theta["b2"])
+    for w, b in layers[1:]:
+      x = layer(jax.tree.map(jax.nn.relu, x), w, b)
     return output(x[0], x[1])
 
   return blocks.elementwise(
       kernel, (features.inputs, biases, wide), shape,
-      size if unrolled else block_size)
+      math.prod(shape) if unrolled else size)
 
 
-def _fold(theta, features, squares, unrolled):
+def _fold(theta, features, squares, lowering):
   """All that does not differ from element to element.
 
   Row and column features become biases of the first layer. In the blocked
   lowering only if the last axis is one along which they are constant: adding
   what varies along it to a matrix of activations is slower than more columns
-  of the matrix product.
+  of the matrix product. In the Pallas kernel never.
 
   Returns:
     (weights [n, H], limits [16 or 22] or None, list of biases [H, ...],
-    list of features [...] beyond those of the elements).
+    {name: [6, ...]}: features beyond those of the elements).
   """
   w0 = theta["w0"]
   ndim = features.inputs["grad"].ndim - 1
@@ -144,19 +150,20 @@ def _fold(theta, features, squares, unrolled):
   weights = [weights * scale[:, None]]
   biases = [wide(theta["b0"] + features.tensor(squares) @ w0[
       features_lib.NUM_PARAMETER_FEATURES:])]
-  more = []
-  for x, rows in ((features.row, features_lib.ROW_ROWS),
-                  (features.column, features_lib.COLUMN_ROWS)):
+  more = {}
+  for name, x, rows in (
+      ("row", features.row, features_lib.ROW_ROWS),
+      ("column", features.column, features_lib.COLUMN_ROWS)):
     if x is None:
       continue
     scale, limit = _normalize(
         features, jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
     if limit is not None:
       x = jnp.clip(x, -wide(limit), wide(limit))
-    if unrolled or x.shape[-1] == 1:
+    if lowering == "unrolled" or lowering == "blocked" and x.shape[-1] == 1:
       biases.append(jnp.tensordot((w0[rows] * scale[:, None]).T, x, 1))
     else:
-      more.extend(x)
+      more[f"{name} features"] = x
       weights.append(w0[rows] * scale[:, None])
   return jnp.concatenate(weights), limits, biases, more
 

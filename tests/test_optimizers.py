@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from experiments import naive
+from learned_opt import blocks
 from learned_opt import optimizers
 import mulo
 
@@ -73,10 +74,13 @@ def test_published_implementation(name, step_mult, tolerance):
 
 
 # A large step, so that rounding of the parameters does not matter.
-@pytest.mark.parametrize("hidden", [4, 9])  # both lowerings at every size
+@pytest.mark.parametrize("hidden, lowering", [
+    (4, None), (9, None), (4, "blocked"), (9, "pallas")])
 @pytest.mark.parametrize("name", ["adafac_mlp", "mulo"])
-def test_oracle(name, hidden):
-  lopt = optimizers.get(name, hidden=hidden, step_mult=1.0)
+def test_oracle(name, hidden, lowering, monkeypatch):
+  monkeypatch.setattr(blocks, "CPU_SIZE", 100)  # several blocks, overlapping
+  lopt = optimizers.get(
+      name, hidden=hidden, step_mult=1.0, lowering=lowering)
   theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
   params = conftest.normal_tree(2)
   # Rising and falling: mulo converts its statistics to new units.

@@ -176,12 +176,13 @@ def _inverse_root(x, mean):
 def _features(grad, inverse, param, acc, decays, step
               ) -> features_lib.Features:
   axes = accumulators.factored_axes(grad.shape)
-  inputs = dict(grad=grad[None], inverse=inverse.reshape((1,) * (grad.ndim + 1)),
-                param=param[None], momentum=acc.momentum,
-                second=acc.second[None])
+  single = lambda x: x.reshape((1,) * (grad.ndim + 1))
+  second_mean = jnp.mean(acc.second.astype(jnp.float32))
+  inputs = dict(grad=grad[None], inverse=single(inverse), param=param[None],
+                momentum=acc.momentum, second=acc.second[None],
+                second_mean=single(second_mean))
   means = lambda x: jnp.mean(
       x, tuple(range(1, x.ndim)), keepdims=True)  # [3, 1, ...]
-  second_mean = jnp.mean(acc.second.astype(jnp.float32))
   row_mean = means(acc.row)
   row_root, row_feature = _inverse_root(acc.row, row_mean)
   row = column = None
@@ -199,7 +200,7 @@ def _features(grad, inverse, param, acc, decays, step
   def element(x):
     x = dict(x, grad=x["grad"] * x["inverse"])
     inverse_rms, inverse_rms_feature = _inverse_root(
-        x["second"].astype(jnp.float32), second_mean)
+        x["second"].astype(jnp.float32), x["second_mean"])
     if axes is None:
       factor, feature = _inverse_root(x["row"], x["row_mean"])
       last = (x["row"], feature)
