@@ -93,9 +93,9 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
   size = blocks.default_size()
   if lowering == "pallas":
     squares = pallas_mlp.mean_squares(features, shape)
-  else:  # larger blocks than for the MLP, which keeps more in the cache
+  else:
     squares = blocks.mean_squares(
-        features.element, features.inputs, shape, 4 * size)
+        _statistics(features, shape, size), features.inputs, shape, size)
   # Weights that XLA cannot take for constants: else it would expand each to the
   # parameter's shape ahead of a loop, and LLVM would optimize for their values.
   theta = jax.tree.map(lambda w: jnp.where(squares[0] < 0, 0, w), theta)
@@ -125,6 +125,18 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
   return blocks.elementwise(
       kernel, (features.inputs, biases, wide), shape,
       math.prod(shape) if unrolled else size)
+
+
+def _statistics(features, shape, size):
+  """Element features as `blocks.mean_squares` wants them.
+
+  Arrays for all decays at once make smaller programs, which is what counts for
+  small parameters; separate arrays are faster in large ones.
+  """
+  if math.prod(shape) <= size:
+    return features.element
+  return lambda inputs: [x[None] for x in features_lib.one_by_one(
+      features, features_lib.split(inputs))]
 
 
 def _fold(theta, features, squares, lowering):
