@@ -185,12 +185,14 @@ def opt_fn(name: str, **settings: float) -> Callable:
     def update(grads, state, params=None, **extra_args):
       del extra_args
       step, states = state
-      grads, treedef = jax.tree.flatten(grads)
+      treedef = jax.tree.structure(grads)
       wide = lambda x: x.reshape(x.shape or (1,))
       pairs = [rule(theta, wide(g), wide(p), s, step.astype(jnp.float32))
-               for g, p, s in zip(grads, jax.tree.leaves(params), states)]
-      updates = [u.reshape(g.shape) for (u, _), g in zip(pairs, grads)]
-      return treedef.unflatten(updates), (step + 1, [s for _, s in pairs])
+               for g, p, s in zip(jax.tree.leaves(grads),
+                                  jax.tree.leaves(params), states)]
+      updates = jax.tree.unflatten(treedef, [u for u, _ in pairs])
+      updates = jax.tree.map(lambda u, g: u.reshape(g.shape), updates, grads)
+      return updates, (step + 1, [s for _, s in pairs])
 
     return optax.GradientTransformationExtraArgs(init, update)
 

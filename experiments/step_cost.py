@@ -11,7 +11,7 @@ results.csv, table.md and step_cost.png to the workdir.
 """
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from absl import app
 from absl import flags
@@ -91,7 +91,8 @@ def measure(network: str, params: Any, all_cases: dict[str, Case],
   normal = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
   params, grads = jax.tree.map(normal, params), jax.tree.map(normal, params)
   count = sum(x.size for x in jax.tree.leaves(params))
-  compiled, steps, state_bytes = {}, {}, {}
+  compiled, state_bytes = {}, {}
+  steps: dict[str, Callable] = {}
   for name, case in all_cases.items():
     def step(params, state, grads, tx=case.tx):
       updates, state = tx.update(grads, state, params)

@@ -38,7 +38,7 @@ def compile_fn(fn: Callable, *args: Any, donate: tuple[int, ...] = ()
     *args: example arguments.
     donate: positions of the arguments that the program may overwrite.
   """
-  enabled = jax.config.jax_enable_compilation_cache
+  enabled = jax.config.values["jax_enable_compilation_cache"]
   jax.config.update("jax_enable_compilation_cache", False)
   try:
     start = time.perf_counter()

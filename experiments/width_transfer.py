@@ -10,6 +10,7 @@ results.csv, table.md and width_transfer.png to the workdir. Run again, it
 skips what is done.
 """
 
+import dataclasses
 import pathlib
 import sys
 from typing import Any, Callable, NamedTuple
@@ -68,11 +69,15 @@ def adam(learning_rate, *, num_steps=None):
 
 def methods(artifact: artifact_lib.Artifact) -> list[Method]:
   """The optimizers that are compared."""
-  return [
-      Method(artifact.optimizer, artifact.parametrization,
-             artifact.lopt.opt_fn, [artifact.theta], {
-                 "optimizer": artifact.optimizer,
-                 "settings": artifact.settings}),
+  learned = lambda name, artifact: Method(
+      name, artifact.parametrization, artifact.lopt.opt_fn, [artifact.theta], {
+          "optimizer": artifact.optimizer, "settings": artifact.settings})
+  found = [learned(artifact.optimizer, artifact)]
+  if artifact.settings.get("accumulator_dtype") == "float32":
+    half = artifact.settings | {"accumulator_dtype": "bfloat16"}
+    found.append(learned(f"{artifact.optimizer}, bfloat16 state",
+                         dataclasses.replace(artifact, settings=half)))
+  return found + [
       Method("Adam 1e-3", "standard", adam, [1e-3], {}),
       Method("Adam", "standard", adam, LEARNING_RATES["Adam"], {}),
       Method("muAdam", "mup", adam, LEARNING_RATES["muAdam"], {})]

@@ -53,7 +53,8 @@ def _loop(body: Callable, inputs: Any, shape: tuple, block: tuple, carry: Any):
 
     def take(x):
       own = x.ndim - len(shape)
-      starts, sizes = [0] * own, list(x.shape[:own])
+      starts: list = [0] * own
+      sizes = list(x.shape[:own])
       for axis, n in enumerate(x.shape[own:]):
         starts.append(start[axis] if n > 1 else 0)
         sizes.append(block[axis] if n > 1 else 1)
@@ -107,7 +108,7 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
 
   def add(carry, x, start, excess):
     del start
-    values = fn(x)
+    values = list(fn(x))
     for axis, (n, b) in enumerate(zip(shape, block)):
       if n % b:
         values = [jnp.where(jax.lax.broadcasted_iota(

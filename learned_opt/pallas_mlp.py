@@ -34,9 +34,9 @@ def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
   count = sum(len(x) for x in jax.eval_shape(features.element, features.inputs))
 
   def kernel(*refs):
-    *refs, out = refs
+    out = refs[-1]
     index, inside = _elements(shape)
-    inputs = _gather(features.inputs, refs, index, inside, shape)
+    inputs = _gather(features.inputs, refs[:-1], index, inside, shape)
     for i, x in enumerate(features_lib.one_by_one(features, inputs)):
       out[0, i] = jnp.sum(jnp.where(inside, x * x, 0))
 
@@ -75,8 +75,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
     small.append(limits)
 
   def kernel(*refs):
-    *refs, out = refs
-    big, small = refs[:len(arrays)], refs[len(arrays):]
+    big, small, out = refs[:len(arrays)], refs[len(arrays):-1], refs[-1]
     w0, b0, w1, b1, w2, b2 = small[:6]
     index, inside = _elements(shape)
     inputs = _gather(arrays, big, index, inside, shape)
@@ -85,11 +84,11 @@ def update(features: features_lib.Features, more: dict, layers: list,
     if limits is not None:
       x = [jnp.clip(x, -small[6][i], small[6][i]) for i, x in enumerate(x)]
     x = [*x, *[x for name in more for x in inputs[name]]]
-    h = jnp.broadcast_to(b0[:][None], (BLOCK, width))
-    for i, x in enumerate(x):
-      h += x[:, None] * w0[i, :][None]
-    h = jnp.dot(jnp.maximum(h, 0), w1[:, :], precision="highest",
-                preferred_element_type=jnp.float32) + b1[:][None]
+    h = jnp.broadcast_to(b0[...][None], (BLOCK, width))
+    for i, feature in enumerate(x):
+      h += feature[:, None] * w0[i, :][None]
+    h = jnp.dot(jnp.maximum(h, 0), w1[...], precision="highest",
+                preferred_element_type=jnp.float32) + b1[...][None]
     h = jnp.maximum(h, 0)
     outputs = [jnp.sum(h * w2[i, :][None], 1) + b2[i] for i in range(2)]
     triton.store(out.at[pl.ds(0, BLOCK)], output(*outputs))
@@ -105,12 +104,11 @@ def _call(kernel, arrays, small, out_shape, out_spec, blocks):
   """Runs a kernel with flat `arrays` and `small` ones, both whole."""
   flat = [x.reshape(-1) for x in arrays.values()]
   interpret = jax.default_backend() == "cpu"
-  options = {} if interpret else {
-      "compiler_params": triton.CompilerParams(num_warps=4)}
+  params = None if interpret else triton.CompilerParams(num_warps=4)
   return pl.pallas_call(
       kernel, out_shape=out_shape, grid=(blocks,), out_specs=out_spec,
       in_specs=[pl.no_block_spec] * (len(flat) + len(small)),
-      interpret=interpret, **options)(*flat, *small)
+      interpret=interpret, compiler_params=params)(*flat, *small)
 
 
 def _elements(shape):

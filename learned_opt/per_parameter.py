@@ -62,8 +62,9 @@ def transformation(init_one: Callable, step_one: Callable
       raise ValueError(
           "A learned optimizer reads the parameters: call "
           "update(grads, state, params), not update(grads, state).")
-    grads, treedef = jax.tree.flatten(grads)
-    params = treedef.flatten_up_to(params)
+    tree = grads
+    grads = jax.tree.leaves(tree)
+    params = jax.tree.leaves(jax.tree.map(lambda _, p: p, tree, params))
     _check(jax.eval_shape(init_groups, params), state.groups)
     updates, states = list(grads), {}
     step_group = functools.partial(_step_group, step_one, step=state.step)
@@ -73,7 +74,7 @@ def transformation(init_one: Callable, step_one: Callable
           take(grads), take(params), state.groups[name])
       for i, change in zip(members, changes):
         updates[i] = change.reshape(grads[i].shape).astype(grads[i].dtype)
-    return treedef.unflatten(updates), State(
+    return jax.tree.unflatten(jax.tree.structure(tree), updates), State(
         optax.safe_increment(state.step), states)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -84,7 +85,7 @@ def _groups(leaves) -> dict[str, list[int]]:
   groups: dict[str, list[int]] = {}
   for i, x in enumerate(leaves):
     if x.size:
-      import os; name = f"{x.dtype}[{','.join(map(str, x.shape))}]" + (str(i) if os.environ.get('UNGROUP') and (x.size >= int(os.environ['UNGROUP'])) else '')
+      name = f"{x.dtype}[{','.join(map(str, x.shape))}]"
       groups.setdefault(name, []).append(i)
   return dict(sorted(groups.items()))
 
@@ -140,7 +141,7 @@ def _step_group(step_one, grads, params, states, step):
     # Not x[i] of a stack, which would be a copy of all n.
     member = jax.lax.switch(i, [lambda x=x: x for x in zip(grads, params)])
     take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-    new = rule(*member, jax.tree.map(take, states))
+    new = rule(member[0], member[1], jax.tree.map(take, states))
     put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
     return jax.tree.map(put, (changes, states), new)
 

@@ -1,5 +1,6 @@
 """Reading trained optimizers, and what optax gets."""
 
+import dataclasses
 import difflib
 import importlib.resources
 import os
@@ -58,8 +59,8 @@ def read(name_or_path: str | os.PathLike) -> artifact_lib.Artifact:
 
 def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
          learning_rate: float | optax.Schedule = 1.0,
-         weight_decay: float = 0.0, num_steps: int | None = None
-         ) -> optax.GradientTransformationExtraArgs:
+         weight_decay: float = 0.0, num_steps: int | None = None,
+         **settings: Any) -> optax.GradientTransformationExtraArgs:
   """A trained optimizer as an optax transformation.
 
   One step changes the parameters p by
@@ -77,16 +78,23 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
       was meta-trained with.
     weight_decay: see the formula. Not multiplied by the update multiplier.
     num_steps: number of steps planned, for optimizers that use it.
+    **settings: of the optimizer, instead of those it was meta-trained with:
+      `accumulator_dtype="bfloat16"` halves the state, `lowering` says how
+      the update is computed (`learned_opt.mlp`).
 
   Returns:
     A transformation; its `update` needs `params`.
 
   Raises:
     FileNotFoundError: see `read`.
-    ValueError: see `read`; or base_shapes are missing. `init` raises it if
+    ValueError: see `read`; a setting that the optimizer does not take or that
+      theta does not fit; or base_shapes are missing. `init` raises it if
       they do not fit the parameters.
   """
   artifact = read(name_or_path)
+  if settings:
+    artifact = dataclasses.replace(
+        artifact, settings=artifact.settings | settings)
   parametrization = parametrizations.get(artifact.parametrization)
   links = [artifact.lopt.opt_fn(
       jax.tree.map(jax.numpy.asarray, artifact.theta), num_steps=num_steps)]

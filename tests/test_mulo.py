@@ -107,7 +107,8 @@ def test_convert_then_save_then_load(tmp_path):
   artifact = mulo.convert(published(), LAYOUT, step_mult=0.01)
   # All settings, so that a default that changes does not change the meaning.
   assert artifact.settings == {
-      "hidden": 4, "step_mult": 0.01, "exp_mult": 0.001}
+      "hidden": 4, "step_mult": 0.01, "exp_mult": 0.001,
+      "accumulator_dtype": "float32"}
   mulo.save(tmp_path / "b.safetensors", artifact)
   first_updates(mulo.load(tmp_path / "b.safetensors"))
 

@@ -95,9 +95,11 @@ def test_oracle(name, hidden, lowering, monkeypatch):
   assert deviation(found, expected, params) <= 1e-4  # float32 rounding
 
 
-@pytest.mark.parametrize("name", ["adafac_mlp", "mulo"])
-def test_vmap_over_theta(name):
-  lopt = optimizers.get(name, hidden=4, step_mult=1.0)
+@pytest.mark.parametrize("name, lowering", [
+    ("adafac_mlp", "unrolled"), ("mulo", "unrolled"), ("mulo", "blocked"),
+    ("mulo", "pallas")])
+def test_vmap_over_theta(name, lowering):
+  lopt = optimizers.get(name, hidden=4, step_mult=1.0, lowering=lowering)
   thetas = [conftest.perturbed(lopt.init(jax.random.key(0)), i)
             for i in range(2)]
   params = {k: v for k, v in conftest.normal_tree(2).items()

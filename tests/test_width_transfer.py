@@ -44,12 +44,13 @@ def test_command_is_resumable(tmp_path):
   folder = tmp_path / "study"
   first = run()
   results = pd.read_csv(folder / "results.csv")
-  assert len(results) == 4 * 2  # methods, seeds
-  assert set(results.method) == {"mulo", "Adam 1e-3", "Adam", "muAdam"}
+  assert len(results) == 5 * 2  # methods, seeds
+  assert set(results.method) == {
+      "mulo", "mulo, bfloat16 state", "Adam 1e-3", "Adam", "muAdam"}
   assert np.all(np.isfinite(results.final_train_loss))
-  # Four methods, and a tuning cell for two of them.
+  # Five methods, and a tuning cell for two of them.
   cells = sorted((folder / "cells").iterdir())
-  assert len(cells) == 4 + 2
+  assert len(cells) == 5 + 2
   assert (folder / "width_transfer.png").read_bytes()[:4] == b"\x89PNG"
   # A cell that is not done is computed again, the others are not.
   (cells[0] / "DONE").unlink()

@@ -102,14 +102,14 @@ def _features(grad, param, acc, step) -> features_lib.Features:
   def element(x):
     inverse_rms = jax.lax.rsqrt(x["second"].astype(jnp.float32) + 1e-6)
     if axes is None:
-      last = (x["row"], root(x["row"]))
+      last = [x["row"], root(x["row"])]
       for_grad = _safe_rsqrt(x["row"] + 1e-9)
       for_momentum = jax.lax.rsqrt(x["row"] + 1e-6)
     else:
-      last = ()
+      last = []
       for_grad = for_momentum = x["row_factor"] * x["column_factor"]
     return features_lib.elements(
-        x, inverse_rms, inverse_rms, for_grad, for_momentum) + last
+        x, inverse_rms, inverse_rms, for_grad, for_momentum) + tuple(last)
 
   return features_lib.Features(
       element, inputs, row, column,

@@ -203,11 +203,11 @@ def _features(grad, inverse, param, acc, decays, step
         x["second"].astype(jnp.float32), x["second_mean"])
     if axes is None:
       factor, feature = _inverse_root(x["row"], x["row_mean"])
-      last = (x["row"], feature)
+      last = [x["row"], feature]
     else:
-      factor, last = x["row_factor"] * x["column_factor"], ()
+      factor, last = x["row_factor"] * x["column_factor"], []
     return features_lib.elements(
-        x, inverse_rms, inverse_rms_feature, factor, factor) + last
+        x, inverse_rms, inverse_rms_feature, factor, factor) + tuple(last)
 
   def tensor(squares):
     noise = _noise_features(
