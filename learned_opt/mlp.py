@@ -13,8 +13,7 @@ Lowerings:
     UNROLL_HIDDEN hidden units: beyond that, LLVM's code generator was seen to
     run out of memory, or to stop using vector instructions, for some shapes.
   "blocked": matrix products over a leading feature axis, block by block.
-  "pallas": one kernel for GPUs, `learned_opt.pallas_mlp`; never chosen unless
-    asked for.
+  "pallas": kernels for GPUs, `learned_opt.pallas_mlp`; only if asked for.
 """
 
 import math
@@ -25,7 +24,6 @@ import jax.numpy as jnp
 
 from learned_opt import blocks
 from learned_opt import features as features_lib
-from learned_opt import pallas_mlp
 
 LOWERINGS = ("unrolled", "blocked", "pallas")
 UNROLL_HIDDEN = 8
@@ -92,6 +90,8 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
     lowering = "unrolled" if len(theta["b0"]) <= UNROLL_HIDDEN else "blocked"
   size = blocks.default_size()
   if lowering == "pallas":
+    # Here, since it is not on every platform that Pallas can be imported.
+    from learned_opt import pallas_mlp
     squares = pallas_mlp.mean_squares(features, shape)
   else:
     squares = blocks.mean_squares(
