@@ -39,7 +39,8 @@ def test_result(finished):
   record = artifact.record
   assert artifact.optimizer == "mulo" and artifact.parametrization == "mup"
   assert artifact.settings == {
-      "hidden": 3, "step_mult": 0.1, "exp_mult": 0.1}
+      "hidden": 3, "step_mult": 0.1, "exp_mult": 0.1,
+      "accumulator_dtype": "float32"}
   assert record["steps"] == 40 and record["seed"] == 0
   assert record["horizon"] == [2, 6]
   assert record["tasks"]["digits"]["width"] == 3

@@ -23,7 +23,8 @@ from tasks import suite
 def artifact():
   lopt = optimizers.get("mulo", hidden=3)
   return artifact_lib.Artifact(
-      "mulo", {"hidden": 3}, "mup", lopt.init(jax.random.key(0)),
+      "mulo", optimizers.all_settings("mulo", hidden=3), "mup",
+      lopt.init(jax.random.key(0)),
       {"tasks": {"a": {"width": 1}, "b": {"width": 2}}})
 
 
