@@ -7,7 +7,8 @@ memory and finds what it needs of row and column factors from their indices, so
 shapes of any rank will do. On a CPU the kernels are interpreted, for tests.
 
 Never run on a GPU so far: checked are its results when interpreted, and that
-it lowers to Triton.
+it lowers to Triton with jax 0.10. From 0.11 on JAX warns that this backend of
+Pallas will go.
 """
 
 import math

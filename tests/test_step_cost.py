@@ -99,6 +99,7 @@ def test_blocks_cover_every_element_once(shape):
   np.testing.assert_allclose(found, (x * row)[1], rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("name", NAMES)
 def test_pallas_kernels_lower_to_triton(name, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
