@@ -3,16 +3,14 @@
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 
 
 def sample(key: jax.Array, theta: Any, std: float) -> Any:
   """Independent normal noise with standard deviation `std`, like theta."""
-  leaves, treedef = jax.tree.flatten(theta)
-  keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(treedef, [
-      std * jax.random.normal(k, x.shape, x.dtype)
-      for k, x in zip(keys, leaves)])
+  flat, unflatten = jax.flatten_util.ravel_pytree(theta)
+  return unflatten(std * jax.random.normal(key, flat.shape, flat.dtype))
 
 
 def antithetic(theta: Any, eps: Any) -> Any:

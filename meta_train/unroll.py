@@ -75,8 +75,8 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
   """
   tx = opt_fn(theta, num_steps=state.length)
 
-  def inner_step(state, key):
-    batch_key, loss_key, valid_key = jax.random.split(key, 3)
+  def inner_step(state, keys):
+    batch_key, loss_key, valid_key = keys
     batch = task.sample_batch(batch_key, data["train"])
     (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
         state.params, loss_key, batch)
@@ -88,4 +88,6 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
       loss, _ = task.loss(params, loss_key, batch)
     return InnerState(params, opt_state, state.step + 1, state.length), loss
 
-  return jax.lax.scan(inner_step, state, jax.random.split(key, num_steps))
+  # Ahead of the scan: on a CPU, a split takes as long as many of its kernels.
+  return jax.lax.scan(
+      inner_step, state, jax.random.split(key, (num_steps, 3)))
