@@ -6,16 +6,23 @@ import jax
 
 
 class EstimatorOut(NamedTuple):
-  """One estimate, averaged over keys.
+  """One estimate from a number of independent copies of a task.
 
   Attributes:
-    meta_loss: float32 scalar.
-    grad: tree like theta, the estimated gradient of the meta-loss.
-    info: dict of float32 scalars, to be logged.
+    meta_loss: mean over the copies, float32 scalar.
+    grad: tree like theta, mean over the copies of the estimated gradient of
+      the meta-loss.
+    copies: how many copies the means are over, float32 scalar: what estimates
+      from several devices are weighted with.
+    info: dict of float32 scalars, sums over all copies. Every estimator has
+      "inner_steps" that were taken, "diverged": those of them whose loss was
+      not finite before normalisation, and "dropped": copies that were left
+      out.
   """
 
   meta_loss: jax.Array
   grad: Any
+  copies: jax.Array
   info: dict[str, jax.Array]
 
 
@@ -23,7 +30,9 @@ class GradientEstimator(NamedTuple):
   """Estimates the gradient of a task's meta-loss with respect to theta.
 
   `keys` has one key per independent copy of the task, and its length is the
-  leading axis of every array in the state.
+  leading axis of every array in the state. What happens to a copy must follow
+  from its own key and state, so that results do not depend on which device
+  has which copies.
 
   Attributes:
     init: `(keys, theta) -> state`.

@@ -1,6 +1,6 @@
 """Training networks with a fixed optimizer and recording how it goes."""
 
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,58 @@ class Result(NamedTuple):
   final: dict[str, dict[str, np.ndarray]]
 
 
-def train(task: tasks_base.Task, opt_fn: unroll.OptFn, thetas: Any,
-          keys: jax.Array, num_steps: int, chunk: int = 50,
-          on_chunk=lambda steps: None) -> Result:
-  """Trains one network per entry of `thetas`, all at the same time.
+def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
+            ) -> Callable[..., Result]:
+  """`train` on one task with one optimizer, compiled only once.
 
   Args:
     task: what is trained.
     opt_fn: `opt_fn(theta, num_steps=...)` is the optimizer; for a baseline
       theta may be its learning rate.
+
+  Returns:
+    `train(thetas, keys, num_steps, chunk, on_chunk)`, as the function `train`.
+  """
+  data = jax.device_put(task.data)
+
+  def start(thetas, keys, num_steps):
+    one = lambda theta, key: unroll.start(
+        task, opt_fn, theta, jax.random.fold_in(key, 0), num_steps)
+    return jax.vmap(one)(thetas, keys)
+
+  def advance(state, thetas, keys, data, steps):
+    one = lambda state, theta, key: unroll.unroll(
+        task, opt_fn, theta, state, jax.random.fold_in(key, 1 + state.step),
+        data, steps)
+    return jax.vmap(one)(state, thetas, keys)
+
+  start = jax.jit(start)
+  advance = jax.jit(advance, static_argnums=4, donate_argnums=0)
+  final = jax.jit(jax.vmap(
+      lambda params, data: evaluate(task, params, data), (0, None)))
+
+  def run(thetas, keys, num_steps, chunk=50, on_chunk=lambda steps: None):
+    state = start(thetas, keys, jnp.int32(num_steps))
+    losses = []
+    for first in range(0, num_steps, chunk):
+      steps = min(chunk, num_steps - first)
+      state, loss = advance(state, thetas, keys, data, steps)
+      losses.append(np.asarray(loss))
+      on_chunk(steps)
+    found = final(state.params, {s: data[s] for s in ("outer_valid", "test")})
+    return Result(np.concatenate(losses, 1), jax.device_get(found))
+
+  return run
+
+
+def train(task: tasks_base.Task, opt_fn: unroll.OptFn, thetas: Any,
+          keys: jax.Array, num_steps: int, chunk: int = 50,
+          on_chunk: Callable[[int], None] = lambda steps: None) -> Result:
+  """Trains one network per entry of `thetas`, all at the same time.
+
+  Args:
+    task: see `trainer`.
+    opt_fn: see `trainer`.
     thetas: tree whose arrays have the leading axis [runs].
     keys: [runs], decide initialisation and batches.
     num_steps: steps per run.
@@ -42,29 +85,7 @@ def train(task: tasks_base.Task, opt_fn: unroll.OptFn, thetas: Any,
   Returns:
     See `Result`; a run that diverged has losses that are not finite.
   """
-  data = jax.device_put(task.data)
-  start = jax.vmap(lambda theta, key: unroll.start(
-      task, opt_fn, theta, jax.random.fold_in(key, 0),
-      jnp.int32(num_steps)))
-
-  def advance(state, thetas, keys, data, steps):
-    one = lambda state, theta, key: unroll.unroll(
-        task, opt_fn, theta, state, jax.random.fold_in(key, 1 + state.step),
-        data, steps)
-    return jax.vmap(one)(state, thetas, keys)
-
-  advance = jax.jit(advance, static_argnums=4, donate_argnums=0)
-  state = jax.jit(start)(thetas, keys)
-  losses = []
-  for first in range(0, num_steps, chunk):
-    steps = min(chunk, num_steps - first)
-    state, loss = advance(state, thetas, keys, data, steps)
-    losses.append(np.asarray(loss))
-    on_chunk(steps)
-  final = jax.jit(jax.vmap(
-      lambda params, data: evaluate(task, params, data), (0, None)))(
-          state.params, {s: data[s] for s in ("outer_valid", "test")})
-  return Result(np.concatenate(losses, 1), jax.device_get(final))
+  return trainer(task, opt_fn)(thetas, keys, num_steps, chunk, on_chunk)
 
 
 def evaluate(task: tasks_base.Task, params: Any, splits: dict[str, Any]

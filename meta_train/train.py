@@ -1,180 +1,94 @@
 """Meta-trains an optimizer; run again, it goes on where it was.
 
 python -m meta_train.train --config=meta_train/configs/quickstart.py \
-    --workdir=runs/q [--config.num_steps=100 ...]
+    --workdir=runs/q [--config.num_steps=100 --config.max_minutes=10 ...]
 
-Writes to the workdir: config.json, metrics.jsonl, checkpoints/ and, at the
-end, theta.safetensors, which `mulo.load` reads.
+Writes to the workdir: config.json, metrics.jsonl, checkpoints/, with
+config.evaluation also best.safetensors, and at the end theta.safetensors, which
+`mulo.load` reads.
+
+On several hosts, start it on each with --coordinator=address:port,
+--num_processes and --process_id, or with --cluster where these can be found out
+(Cloud TPU, Slurm). Only process 0 writes.
 """
 
-import json
+import contextlib
 import os
 import pathlib
-import platform
-import subprocess
+import signal
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any, Callable
 
 from absl import app
 from absl import flags
 from absl import logging
 import jax
-import jaxlib
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
-import optax
 import tqdm
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
-from learned_opt import parametrizations
+from meta_train import base
 from meta_train import checkpoint
-from meta_train import estimators
 from meta_train import metrics as metrics_lib
-from meta_train import step as step_lib
-from meta_train import unroll
-from tasks import suite
+from meta_train import parallel
+from meta_train import program as program_lib
+from meta_train import record
+from meta_train import selection
 
-# Settings that change what is logged and saved, but not the result.
-NOT_IN_RESULT = ("log_every", "checkpoint_every", "keep_checkpoints")
-
-
-class Program(NamedTuple):
-  """What a config means: `step.make`'s two functions, and their data."""
-
-  init: Any
-  step: Any
-  data: dict[str, Any]
+PREEMPTED = 128 + signal.SIGTERM  # exit status
 
 
-def settings_of(section) -> dict:
-  """A section of the config without its name, as keyword arguments."""
-  return {k: v for k, v in section.items() if k != "name"}
+class Stopped(Exception):
+  """Meta-training ended before its last step; all is saved."""
+
+  def __init__(self, reason: str, step: int, num_steps: int):
+    super().__init__(
+        f"Stopped after {step} of {num_steps} outer steps ({reason}). Run the "
+        "same command to go on.")
+    self.reason = reason
 
 
-def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
-  """The program that a config asks for.
+class Clock:
+  """Says when to stop: at SIGTERM, or before the minutes are over.
 
-  Raises:
-    ValueError: an unknown name or a setting that does not fit.
+  A context manager, in which SIGTERM does no more than set `terminated`.
   """
-  parametrization = parametrizations.get(config.parametrization)
-  lopt = optimizers.get(config.optimizer.name, **settings_of(config.optimizer))
-  estimator_by_task, data = {}, {}
-  for name, section in config.tasks.items():
-    task = suite.get(section.name, parametrization, data_dir=data_dir,
-                     **settings_of(section))
-    estimator_by_task[name] = estimators.get(
-        config.estimator.name, task=task,
-        opt_fn=unroll.scaled(lopt.opt_fn, parametrization, task),
-        **settings_of(config.estimator))
-    data[name] = jax.device_put(task.data)
-  init, step = step_lib.make(
-      lopt, estimator_by_task, theta_optimizer(config), config.copies,
-      config.seed)
-  return Program(init, step, data)
 
+  def __init__(self, max_minutes: float):
+    self._limit = 60 * max_minutes
+    self._start = self._last = time.monotonic()
+    self.terminated = False
 
-def theta_optimizer(config) -> optax.GradientTransformation:
-  """Clipping of the meta-gradient, then AdamW with warm-up and cosine."""
-  section = config.theta_opt
-  schedule = optax.warmup_cosine_decay_schedule(
-      0.0, section.learning_rate, section.warmup, config.num_steps,
-      section.final_learning_rate)
-  return optax.chain(
-      optax.clip_by_global_norm(section.clip),
-      optax.adamw(schedule, weight_decay=section.weight_decay))
+  def reason(self) -> str | None:
+    """Why to stop now; None to go on. Called at regular intervals.
 
+    Raises:
+      Nothing; on several processes all get the same answer.
+    """
+    now = time.monotonic()
+    interval, self._last = now - self._last, now
+    over = bool(self._limit) and now + interval - self._start > self._limit
+    if parallel.anywhere(self.terminated):
+      return "SIGTERM"
+    return "max_minutes" if parallel.anywhere(over) else None
 
-def software() -> dict[str, str]:
-  """Versions of what computes theta."""
-  root = pathlib.Path(__file__).parents[1]
-  git = lambda *words: subprocess.run(
-      ["git", "-C", str(root), *words], capture_output=True, text=True,
-      check=True).stdout.strip()
-  try:
-    revision = "unknown"
-    if pathlib.Path(git("rev-parse", "--show-toplevel")) == root.resolve():
-      revision = git("describe", "--always", "--dirty", "--abbrev=40",
-                     "--exclude=*")
-  except (OSError, subprocess.CalledProcessError):
-    pass  # no git, or not a checkout
-  return {"python": platform.python_version(), "jax": jax.__version__,
-          "jaxlib": jaxlib.__version__, "numpy": np.__version__,
-          "optax": optax.__version__, "backend": jax.default_backend(),
-          "git_revision": revision}
+  def __enter__(self):
+    def terminate(number, unused_frame):
+      self.terminated = True
+      signal.signal(number, self._before)  # the next one is not asked twice
+    try:
+      self._before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+      self._before = None
+    return self
 
-
-def result_config(config) -> dict:
-  """The settings that theta depends on."""
-  return {k: v for k, v in config.to_dict().items() if k not in NOT_IN_RESULT}
-
-
-def check_config(config) -> None:
-  """Raises ValueError for numbers that make no sense."""
-  for key in ("num_steps", "copies", *NOT_IN_RESULT):
-    if config[key] < 1:
-      raise ValueError(f"config.{key} must be at least 1, got {config[key]}.")
-  if config.checkpoint_every % config.log_every:
-    raise ValueError(
-        f"checkpoint_every ({config.checkpoint_every}) must be a multiple of "
-        f"log_every ({config.log_every}).")
-  if not config.tasks:
-    raise ValueError("config.tasks is empty: there is nothing to train on.")
-  if config.theta_opt.clip <= 0:
-    raise ValueError(
-        f"theta_opt.clip must be positive, got {config.theta_opt.clip}.")
-  if not 0 <= config.theta_opt.warmup < config.num_steps:
-    raise ValueError(
-        f"theta_opt.warmup ({config.theta_opt.warmup}) must be less than "
-        f"num_steps ({config.num_steps}).")
-
-
-def compare_config(config, path: pathlib.Path) -> None:
-  """Raises ValueError if the workdir belongs to a run with another config."""
-  if not path.exists():
-    return
-  old = dict(_dotted(json.loads(path.read_text())["config"]))
-  # Through JSON, which turns tuples into lists.
-  now = dict(_dotted(json.loads(json.dumps(result_config(config)))))
-  changed = [f"{k}: {old.get(k)} -> {now.get(k)}"
-             for k in sorted({*old, *now}) if old.get(k) != now.get(k)]
-  if changed:
-    raise ValueError(
-        f"{path.parent} holds a run with another config ({'; '.join(changed)})"
-        ". Use another --workdir, or the config of that run.")
-
-
-def note_software(config, path: pathlib.Path) -> list[dict]:
-  """Writes config and software to config.json; returns all software so far.
-
-  More than one entry means that the run was resumed by other software, and
-  that its bits are not those of a run by either.
-  """
-  used = json.loads(path.read_text())["software"] if path.exists() else []
-  current = software()
-  if used and used[-1] != current:
-    changed = [k for k in current if used[-1].get(k) != current[k]]
-    print(f"Warning: resuming with other software ({', '.join(changed)}); "
-          "the result will say so.", file=sys.stderr, flush=True)
-  if not used or used[-1] != current:
-    used.append(current)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(
-        {"config": result_config(config), "software": used}, indent=2,
-        sort_keys=True))
-    os.replace(new, path)
-  return used
-
-
-def _dotted(tree: dict, prefix: str = ""):
-  for k, v in tree.items():
-    if isinstance(v, dict):
-      yield from _dotted(v, f"{prefix}{k}.")
-    else:
-      yield prefix + k, v
+  def __exit__(self, *exception):
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
 
 
 def check_finite(rows: list[dict], first_step: int) -> None:
@@ -189,14 +103,34 @@ def check_finite(rows: list[dict], first_step: int) -> None:
           "learning_rate.")
 
 
+def artifact(config, theta: Any, software: list[dict], step: int,
+             evaluation: dict | None = None) -> artifact_lib.Artifact:
+  """What is written of a theta, host arrays."""
+  result = record.result_config(config)
+  found = {
+      "config": result, "software": software, "seed": config.seed,
+      "steps": step, "tasks": result["tasks"],
+      "horizon": [config.estimator.shortest, config.estimator.longest]}
+  if evaluation is not None:
+    found["evaluation"] = {
+        "loss": evaluation, "config": config.evaluation.to_dict()}
+  return artifact_lib.Artifact(
+      config.optimizer.name, optimizers.all_settings(
+          config.optimizer.name,
+          **program_lib.settings_of(config.optimizer.to_dict())),
+      config.parametrization, theta, found)
+
+
 def meta_train(config: ml_collections.ConfigDict, workdir: str,
-               data_dir: str | None = None) -> pathlib.Path:
+               data_dir: str | None = None, tensorboard: bool = False
+               ) -> pathlib.Path:
   """Meta-trains to the end of the config, from the last checkpoint if any.
 
   Args:
     config: see meta_train/configs.
     workdir: folder of the run; made if missing.
     data_dir: see `tasks.data.image_data`.
+    tensorboard: write metrics for TensorBoard, too (needs tensorboardX).
 
   Returns:
     Path of theta.safetensors.
@@ -204,48 +138,92 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   Raises:
     ValueError: a config that makes no sense or is not that of the workdir.
     FloatingPointError: a meta-loss was not finite.
+    OSError: the workdir cannot be written, or no checkpoint can be read.
+    Stopped: by SIGTERM or at config.max_minutes.
   """
+  clock = Clock(config.max_minutes)
   folder = pathlib.Path(workdir)
   result = folder / "theta.safetensors"
-  check_config(config)
-  compare_config(config, folder / "config.json")
+  program_lib.check(config)
+  record.compare_config(config, folder / "config.json")
   if result.exists():
     artifact_lib.read(result)
     print(f"{folder} is finished: {result}", flush=True)
     return result
-  program = build(config, data_dir)
-  folder.mkdir(parents=True, exist_ok=True)
-  used = note_software(config, folder / "config.json")
-  with checkpoint.Checkpointer(
-      folder / "checkpoints", config.keep_checkpoints) as saved:
-    state = saved.restore_latest(jax.eval_shape(program.init))
-    if state is None:
-      state = program.init()
-    state = _loop(config, program, state, saved, folder / "metrics.jsonl")
-  artifact_lib.write(result, artifact_lib.Artifact(
-      config.optimizer.name, optimizers.all_settings(
-          config.optimizer.name, **settings_of(config.optimizer.to_dict())),
-      config.parametrization, jax.device_get(state.theta),
-      {"config": result_config(config), "software": used,
-       "seed": config.seed, "steps": config.num_steps,
-       "tasks": result_config(config)["tasks"],
-       "horizon": [config.estimator.shortest, config.estimator.longest]}))
-  print(f"Wrote {result}", flush=True)
+  program = program_lib.build(config, data_dir)
+  first = jax.process_index() == 0
+  like = jax.eval_shape(program.init)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(clock)
+    saved = restored = None
+    used: list[dict] = []
+    if first:
+      evaluator = (selection.Evaluator(config, data_dir)
+                   if config.evaluation.every else None)
+      folder.mkdir(parents=True, exist_ok=True)
+      used = record.note_software(
+          config, folder / "config.json", program.devices.size)
+      saved = stack.enter_context(checkpoint.Checkpointer(
+          folder / "checkpoints", config.keep_checkpoints))
+      restored = saved.restore_latest(like)
+    state = _begin(program, like, restored)
+    writer = stack.enter_context(metrics_lib.Writer(
+        folder / "metrics.jsonl" if first else None, int(state.step),
+        folder / "tensorboard" if tensorboard else None))
+    select = None
+    if first and evaluator is not None:
+      select = _selector(config, evaluator, used, writer, folder)
+    state = _loop(config, program, state, saved, writer, clock, select)
+    if first:
+      artifact_lib.write(result, artifact(
+          config, state.theta, used, config.num_steps))
+      print(writer.summary(result), flush=True)
   return result
 
 
-def _loop(config, program: Program, state, saved: checkpoint.Checkpointer,
-          path: pathlib.Path):
-  """Outer steps until config.num_steps; returns the last state."""
+def _begin(program: program_lib.Program, like: base.MetaState,
+           restored: base.MetaState | None) -> base.MetaState:
+  """The state to go on from; process 0's if there are several."""
+  if jax.process_count() > 1:
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    found = parallel.from_first(np.array(restored is not None))
+    restored = zeros if restored is None else restored
+    restored = parallel.from_first(restored) if found else None
+  if restored is None:
+    return program.init()
+  return parallel.place(restored, program.devices)
+
+
+def _selector(config, evaluator: Callable[[Any], dict], used: list[dict],
+              writer: metrics_lib.Writer, folder: pathlib.Path
+              ) -> Callable[[int, Any], dict[str, float]]:
+  """A function that evaluates theta, and keeps the best one so far."""
+  def select(step, theta):
+    found = evaluator(theta)
+    if found["evaluation"] < writer.lowest("evaluation"):
+      artifact_lib.write(
+          folder / "best.safetensors", artifact(
+              config, theta, used, step, found))
+    return found
+  return select
+
+
+def _loop(config, program: program_lib.Program, state: base.MetaState,
+          saved: checkpoint.Checkpointer | None, writer: metrics_lib.Writer,
+          clock: Clock, select) -> base.MetaState:
+  """Outer steps until config.num_steps; returns the last state, on the host."""
   first = int(state.step)
   waiting, began = [], time.perf_counter()
-  with metrics_lib.Writer(path, first) as writer, tqdm.tqdm(
+  with tqdm.tqdm(
       total=config.num_steps, initial=first, desc="meta-training", unit="step",
-      mininterval=0.5 if sys.stderr.isatty() else 10, smoothing=0.3) as bar:
-    for step in range(first + 1, config.num_steps + 1):
-      state, metrics = program.step(state, program.data)
+      disable=saved is None, smoothing=0.3,
+      mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
+    for step, data in enumerate(program.data(first, config.num_steps),
+                                first + 1):
+      state, metrics = program.step(state, data)
       waiting.append(metrics)
-      if step % config.log_every and step != config.num_steps:
+      last = step == config.num_steps
+      if step % config.log_every and not last:
         continue
       rows = jax.device_get(waiting)
       waiting = []
@@ -254,14 +232,25 @@ def _loop(config, program: Program, state, saved: checkpoint.Checkpointer,
       seconds, began = time.perf_counter() - began, time.perf_counter()
       mean["inner_steps_per_second"] = (
           mean["inner_steps"] * len(rows) / seconds)
+      if config.evaluation.every and (
+          step % config.evaluation.every == 0 or last):
+        if select is not None:
+          mean |= select(step, parallel.fetch(state.theta))
+        began = time.perf_counter()  # its time is not that of outer steps
       writer.write(step, mean)
       bar.update(len(rows))
       bar.set_postfix_str(
           f"meta-loss {mean['meta_loss']:.4f}, "
           f"{mean['inner_steps_per_second']:,.0f} inner steps/s")
-      if step % config.checkpoint_every == 0:
-        saved.save(state)
-  return state
+      reason = None if last else clock.reason()
+      if reason or step % config.checkpoint_every == 0:
+        # On all processes, which fetch from each other.
+        host_state = parallel.fetch(state)
+        if saved is not None:
+          saved.save(host_state)
+      if reason:
+        raise Stopped(reason, step, config.num_steps)
+  return parallel.fetch(state)
 
 
 def define_flags() -> None:
@@ -271,17 +260,40 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_string(
       "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
+  flags.DEFINE_bool("tensorboard", False, "Write metrics for TensorBoard, too.")
+  flags.DEFINE_string("coordinator", None, "address:port of process 0.")
+  flags.DEFINE_integer("num_processes", None, "Processes of this run.")
+  flags.DEFINE_integer("process_id", None, "Number of this process.")
+  flags.DEFINE_bool("cluster", False, "Several processes; find out the rest.")
   flags.mark_flags_as_required(["config", "workdir"])
+
+
+def connect(found) -> None:
+  """Sets up devices and processes as flags and config say."""
+  logging.set_verbosity(logging.WARNING)
+  # As many devices as cores: programs of small kernels keep one core busy.
+  cores = len(os.sched_getaffinity(0)) if hasattr(
+      os, "sched_getaffinity") else os.cpu_count() or 1
+  jax.config.update("jax_num_cpu_devices", found.config.devices or cores)
+  given = (found.coordinator, found.num_processes, found.process_id)
+  if found.cluster or any(x is not None for x in given):
+    if not found.cluster and any(x is None for x in given):
+      raise ValueError("Several processes need all of --coordinator, "
+                       f"--num_processes and --process_id, got {given}.")
+    parallel.connect(*given)
 
 
 def main(argv):
   """Runs `meta_train` on the flags."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
   found = flags.FLAGS
   try:
-    meta_train(found.config, found.workdir, found.data_dir)
+    connect(found)
+    meta_train(found.config, found.workdir, found.data_dir, found.tensorboard)
+  except Stopped as e:
+    print(e, flush=True)
+    sys.exit(PREEMPTED if e.reason == "SIGTERM" else 0)
   except (ValueError, FloatingPointError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
 

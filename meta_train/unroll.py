@@ -10,6 +10,8 @@ from learned_opt import base as learned_opt_base
 from learned_opt import width
 from tasks import base as tasks_base
 
+LOSSES = ("mean", "last")
+
 OptFn = Callable[..., optax.GradientTransformationExtraArgs]
 
 
@@ -53,9 +55,23 @@ def start(task: tasks_base.Task, opt_fn: OptFn, theta: Any, key: jax.Array,
       jnp.asarray(length, jnp.int32))
 
 
+def key_of_truncation(key: jax.Array) -> jax.Array:
+  """The key that a copy unrolls a truncation with, from the copy's key."""
+  return jax.random.fold_in(key, 2**31)
+
+
+def step_keys(key: jax.Array, num_steps: int) -> jax.Array:
+  """Keys of inner steps [num_steps, 3]: batch, loss, batch of `loss_split`.
+
+  Made ahead of the scan: on a CPU, one split takes as long as many kernels.
+  """
+  return jax.random.split(key, (num_steps, 3))
+
+
 def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
            state: InnerState, key: jax.Array, data: Any, num_steps: int,
-           loss_split: str = "train") -> tuple[InnerState, jax.Array]:
+           loss_split: str = "train", remat: bool = False
+           ) -> tuple[InnerState, jax.Array]:
   """Trains for `num_steps` inner steps.
 
   Args:
@@ -69,6 +85,7 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
     loss_split: "train" records the loss whose gradient is taken, before the
       update; another split records the loss of the updated parameters on a
       batch from it.
+    remat: compute steps again when differentiating, to keep less in memory.
 
   Returns:
     The state after the steps, and the recorded losses, float32 [num_steps].
@@ -88,6 +105,35 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
       loss, _ = task.loss(params, loss_key, batch)
     return InnerState(params, opt_state, state.step + 1, state.length), loss
 
-  # Ahead of the scan: on a CPU, a split takes as long as many of its kernels.
   return jax.lax.scan(
-      inner_step, state, jax.random.split(key, (num_steps, 3)))
+      jax.checkpoint(inner_step) if remat else inner_step, state,
+      step_keys(key, num_steps))
+
+
+def check_loss(loss: str, loss_split: str) -> None:
+  """Raises ValueError unless these are names of a meta-loss."""
+  if loss not in LOSSES:
+    raise ValueError(
+        f"Unknown loss {loss!r}; available: {', '.join(LOSSES)}.")
+  if loss_split not in tasks_base.META_SPLITS:
+    raise ValueError(f"Unknown loss_split {loss_split!r}; available: "
+                     f"{', '.join(tasks_base.META_SPLITS)}.")
+
+
+def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str
+              ) -> jax.Array:
+  """Losses [..., steps] to what is minimised [...].
+
+  Args:
+    task: its `normalize` is applied to every loss.
+    losses: as `unroll` returns them.
+    loss: "mean" over the steps, or the "last" one.
+  """
+  losses = task.normalize(losses)
+  return losses[..., -1] if loss == "last" else jnp.mean(losses, -1)
+
+
+def counts(losses: jax.Array) -> dict[str, jax.Array]:
+  """`EstimatorOut.info` of inner steps with these losses, of any shape."""
+  return {"inner_steps": jnp.float32(losses.size),
+          "diverged": jnp.sum(~jnp.isfinite(losses), dtype=jnp.float32)}

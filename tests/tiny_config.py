@@ -16,6 +16,7 @@ def get_config():
       "bowl": {"name": "quadratic", "dim": 2}}
   config.estimator.update(truncation=2, shortest=2, longest=6)
   config.theta_opt.warmup = 2
+  config.devices = 1
   config.log_every = 1
   config.checkpoint_every = 2
   return config.lock()

@@ -22,11 +22,23 @@ def get_config() -> ml_collections.ConfigDict:
   config.copies = 16  # perturbed pairs per task
   config.estimator = {
       "name": "pes", "std": 0.01, "truncation": 25, "shortest": 100,
-      "longest": 1000, "loss_split": "train", "drop_nonfinite": False}
+      "longest": 1000, "curriculum": 0, "loss": "mean", "loss_split": "train",
+      "clip": 0.0, "sign": 0.0, "drop_nonfinite": False}
   config.theta_opt = {
       "learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup": 20,
-      "weight_decay": 0.0, "clip": 1.0}
-  config.log_every = 10  # outer steps
+      "weight_decay": 0.0, "clip": 1.0,
+      "expression": ""}  # instead of all that, Python that may use optax
+  # Losses on these tasks every so many outer steps, 0 for never: networks that
+  # are trained with theta for num_steps, `seeds` of each.
+  config.evaluation = {
+      "every": 0, "num_steps": 300, "seeds": 2, "tasks": {
+          "digits_w64": {"name": "mlp", "dataset": "digits", "width": 64,
+                         "depth": 2, "batch_size": 64}}}
+  config.devices = 0  # that copies are divided among; 0: all, or all CPU cores
+  config.mapping = "shard_map"  # or "pmap"
+  config.stream = False  # keep data on the host, and send batches
+  config.max_minutes = 0.0  # stop in time, to be run again; 0: do not
+  config.log_every = 10  # outer steps; runs can stop there
   config.checkpoint_every = 50  # outer steps, a multiple of log_every
   config.keep_checkpoints = 2
   return config.lock()

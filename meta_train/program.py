@@ -1,0 +1,162 @@
+"""From a config to the functions of meta-training."""
+
+from typing import Any, Callable, Iterable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from learned_opt import base as learned_opt_base
+from learned_opt import optimizers
+from learned_opt import parametrizations
+from meta_train import base
+from meta_train import estimators
+from meta_train import parallel
+from meta_train import step as step_lib
+from meta_train import stream
+from meta_train import unroll
+from tasks import base as tasks_base
+from tasks import suite
+
+
+class Program(NamedTuple):
+  """What a config means.
+
+  Attributes:
+    init: see `step.make`.
+    step: see `step.make`.
+    data: `(first, last) -> data` of each outer step after `first` others.
+    devices: the mesh that it runs on.
+  """
+
+  init: Callable[[], base.MetaState]
+  step: Callable[[base.MetaState, Any], tuple[base.MetaState, dict]]
+  data: Callable[[int, int], Iterable[dict]]
+  devices: jax.sharding.Mesh
+
+
+def settings_of(section) -> dict:
+  """A section of the config without its name, as keyword arguments."""
+  return {k: v for k, v in section.items() if k not in ("name", "weight")}
+
+
+def optimizer(config) -> learned_opt_base.LearnedOptimizer:
+  """The learned optimizer of a config; raises ValueError."""
+  return optimizers.get(config.optimizer.name, **settings_of(config.optimizer))
+
+
+def tasks(config, sections, data_dir: str | None
+          ) -> dict[str, tuple[tasks_base.Task, unroll.OptFn]]:
+  """Each task with the optimizer for it, which scales as its parameters grow.
+
+  Raises:
+    ValueError: an unknown name or a setting that does not fit.
+  """
+  parametrization = parametrizations.get(config.parametrization)
+  opt_fn = optimizer(config).opt_fn
+  found = {}
+  for name, section in sections.items():
+    task = suite.get(section.name, parametrization, data_dir=data_dir,
+                     **settings_of(section))
+    found[name] = task, unroll.scaled(opt_fn, parametrization, task)
+  return found
+
+
+def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
+  """The program that a config asks for.
+
+  Raises:
+    ValueError: an unknown name or a setting that does not fit.
+  """
+  check(config)
+  pairs = tasks(config, config.tasks, data_dir)
+  devices = parallel.mesh(config.copies, config.devices)
+  estimator_of = {
+      name: estimators.get(
+          config.estimator.name,
+          task=stream.task_of(task) if config.stream else task, opt_fn=opt_fn,
+          **settings_of(config.estimator))
+      for name, (task, opt_fn) in pairs.items()}
+  init, step = step_lib.make(
+      optimizer(config), estimator_of, theta_optimizer(config), config.copies,
+      config.seed, devices, config.mapping,
+      {name: section.get("weight", 1.0)
+       for name, section in config.tasks.items()}, config.stream)
+  return Program(init, step, _data(config, pairs, devices), devices)
+
+
+def _data(config, pairs, devices):
+  """`Program.data`."""
+  if config.stream:
+    return lambda first, last: stream.batches(
+        {name: task for name, (task, _) in pairs.items()}, config.seed,
+        config.copies, config.estimator.truncation,
+        config.estimator.loss_split, devices, first, last)
+  data = parallel.replicate(
+      {name: task.data for name, (task, _) in pairs.items()}, devices)
+  return lambda first, last: (data for _ in range(first, last))
+
+
+def theta_optimizer(config) -> optax.GradientTransformation:
+  """The meta-optimizer.
+
+  By default clipping of the meta-gradient, then AdamW with warm-up and cosine;
+  or what theta_opt.expression says, Python that may use optax and jnp.
+
+  Raises:
+    ValueError: an expression that is not one of a gradient transformation.
+  """
+  section = config.theta_opt
+  if section.get("expression"):
+    try:
+      found = eval(  # pylint: disable=eval-used
+          section.expression, {"optax": optax, "jnp": jnp})
+      found.init, found.update  # pylint: disable=pointless-statement
+      return found
+    except Exception as e:
+      raise ValueError(
+          f"theta_opt.expression {section.expression!r} does not give an optax "
+          f"transformation: {type(e).__name__}: {e}.") from e
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0, section.learning_rate, section.warmup, config.num_steps,
+      section.final_learning_rate)
+  return optax.chain(
+      optax.clip_by_global_norm(section.clip),
+      optax.adamw(schedule, weight_decay=section.weight_decay))
+
+
+def check(config) -> None:
+  """Raises ValueError for numbers that make no sense."""
+  for key in ("num_steps", "copies", "log_every", "checkpoint_every",
+              "keep_checkpoints"):
+    if config[key] < 1:
+      raise ValueError(f"config.{key} must be at least 1, got {config[key]}.")
+  for key in ("max_minutes", "devices"):
+    if config[key] < 0:
+      raise ValueError(
+          f"config.{key} must not be negative, got {config[key]}.")
+  for key, value in (("checkpoint_every", config.checkpoint_every),
+                     ("evaluation.every", config.evaluation.every)):
+    if value % config.log_every:
+      raise ValueError(f"{key} ({value}) must be a multiple of log_every "
+                       f"({config.log_every}).")
+  if not config.tasks:
+    raise ValueError("config.tasks is empty: there is nothing to train on.")
+  for name, section in config.tasks.items():
+    if section.get("weight", 1.0) <= 0:
+      raise ValueError(f"config.tasks.{name}.weight must be positive, got "
+                       f"{section.weight}.")
+  if config.evaluation.every and not config.evaluation.tasks:
+    raise ValueError("config.evaluation.tasks is empty: there is nothing to "
+                     "evaluate on; set evaluation.every to 0.")
+  if config.stream and config.estimator.name.startswith("full_"):
+    raise ValueError("config.stream is for estimators that make one truncation "
+                     f"in an outer step, not for {config.estimator.name}.")
+  if config.theta_opt.clip <= 0:
+    raise ValueError(
+        f"theta_opt.clip must be positive, got {config.theta_opt.clip}.")
+  if not 0 <= config.theta_opt.warmup < config.num_steps:
+    raise ValueError(
+        f"theta_opt.warmup ({config.theta_opt.warmup}) must be less than "
+        f"num_steps ({config.num_steps}).")
