@@ -47,16 +47,16 @@ class Writer:
 
   def summary(self, result: pathlib.Path) -> str:
     """What a run did, in some lines."""
-    minutes = (time.monotonic() - self._began) / 60
     last = self._rows[-1]
-    rate = [row["inner_steps_per_second"] for row in self._rows
-            if row["step"] > self._first]
-    lines = [
-        f"{last['step']} outer steps, the last {last['step'] - self._first} of "
-        f"them in {minutes:.1f} minutes at {sorted(rate)[len(rate) // 2]:,.0f} "
-        "inner steps per second",
-        f"meta-loss {self._rows[0]['meta_loss']:.4f} -> "
-        f"{last['meta_loss']:.4f}"]
+    new = [row for row in self._rows if row["step"] > self._first]
+    lines = [f"{last['step']} outer steps, meta-loss "
+             f"{self._rows[0]['meta_loss']:.4f} -> {last['meta_loss']:.4f}"]
+    if new:
+      minutes = (time.monotonic() - self._began) / 60
+      rates = sorted(row["inner_steps_per_second"] for row in new)
+      lines.append(
+          f"the last {last['step'] - self._first} in {minutes:.1f} minutes, "
+          f"{rates[len(rates) // 2]:,.0f} inner steps per second")
     diverged = sum(row["diverged"] > 0 for row in self._rows)
     if diverged:
       lines.append(f"inner steps with a loss that was not finite in {diverged} "

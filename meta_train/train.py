@@ -174,10 +174,10 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
     if first and evaluator is not None:
       select = _selector(config, evaluator, used, writer, folder)
     state = _loop(config, program, state, saved, writer, clock, select)
-    if first:
-      artifact_lib.write(result, artifact(
-          config, state.theta, used, config.num_steps))
-      print(writer.summary(result), flush=True)
+  if first:
+    artifact_lib.write(result, artifact(
+        config, state.theta, used, config.num_steps))
+    print(writer.summary(result), flush=True)
   return result
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import tiny_config
 
 from meta_train import checkpoint
 from meta_train import metrics
+from meta_train import program
+from meta_train import record
+from meta_train import selection
 from meta_train import train
 import mulo
 import tasks.suite.quadratic
@@ -60,7 +64,8 @@ def test_result(finished):
 ENVIRONMENT = {
     **os.environ, "PYTHONPATH": str(ROOT / "tests"),
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_NUM_CPU_DEVICES": "8"}  # as in conftest.py, for the same bits
 
 
 # Runs meta-training and kills the process, as `kill -9` does, at one point.
@@ -125,8 +130,8 @@ def test_resumes_from_the_last_checkpoint(where, step, resumed, tmp_path):
   subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), where,
                   str(step)], cwd=ROOT, env=ENVIRONMENT, capture_output=True)
   with checkpoint.Checkpointer(tmp_path / "checkpoints", 2) as saved:
-    program = train.build(tiny_config.get_config(), None)
-    state = saved.restore_latest(jax.eval_shape(program.init))
+    built = program.build(tiny_config.get_config(), None)
+    state = saved.restore_latest(jax.eval_shape(built.init))
   # An asynchronous write may be lost with the process, never two.
   assert state.step in (resumed, resumed - 2)
 
@@ -157,7 +162,15 @@ def test_another_config_is_refused(finished):
     ("optimizer.name", "nope", "Unknown name 'nope'.*available: adafac"),
     ("parametrization", "nope", "Unknown name 'nope'.*available: mup"),
     ("tasks.bowl.name", "nope", "Unknown task 'nope'; available: mlp"),
-    ("estimator.name", "nope", "Unknown name 'nope'.*available: pes"),
+    ("estimator.name", "nope", "Unknown name 'nope'.*available: full_back"),
+    ("theta_opt.expression", "optax.nope(1)", "AttributeError.*nope"),
+    ("theta_opt.expression", "3", "does not give an optax transformation"),
+    ("tasks.bowl.weight", 0.0, "bowl.weight must be positive"),
+    ("evaluation.every", 3, "must be a multiple of log_every"),
+    ("evaluation", {"every": 2, "tasks": {}}, "evaluation.tasks is empty"),
+    ("mapping", "nope", "available: shard_map, pmap"),
+    ("devices", -1, "devices must not be negative"),
+    ("max_minutes", -1.0, "max_minutes must not be negative"),
     ("estimator.truncation", 8, "truncation 8, shortest 2"),
     ("tasks", {}, "tasks is empty"),
     ("copies", 0, "copies must be at least 1"),
@@ -168,6 +181,9 @@ def test_another_config_is_refused(finished):
     ("log_every", 5, "multiple of log_every")])
 def test_configs_that_make_no_sense(key, value, message, tmp_path):
   config = tiny_config.get_config()
+  config.unlock()
+  if key == "evaluation.every":
+    config.log_every = config.checkpoint_every = 2
   with config.unlocked():
     *sections, last = key.split(".")
     section = config
@@ -195,11 +211,13 @@ def test_errors_of_the_command_are_one_line(finished, tmp_path):
 def test_other_software_is_noted(tmp_path, monkeypatch, capsys):
   config = tiny_config.get_config()
   path = tmp_path / "config.json"
-  first = train.note_software(config, path)
-  assert train.note_software(config, path) == first
+  first = record.note_software(config, path, 1)
+  assert record.note_software(config, path, 1) == first
   assert capsys.readouterr().err == ""
-  monkeypatch.setattr(train, "software", lambda: dict(first[0], jax="9"))
-  assert train.note_software(config, path) == [*first, dict(first[0], jax="9")]
+  monkeypatch.setattr(
+      record, "software", lambda devices: dict(first[0], jax="9"))
+  assert record.note_software(config, path, 1) == [
+      *first, dict(first[0], jax="9")]
   assert "resuming with other software (jax)" in capsys.readouterr().err
 
 
@@ -215,6 +233,193 @@ def test_a_meta_loss_that_is_not_finite_stops_the_run(monkeypatch, tmp_path):
   with pytest.raises(FloatingPointError, match="step 1 .*'bowl/meta_loss'"):
     train.meta_train(tiny_config.get_config(), str(tmp_path))
   assert not (tmp_path / "theta.safetensors").exists()
+
+
+def same_result(folder, finished):
+  """Whether a run ended with the bits of the uninterrupted one."""
+  name = "theta.safetensors"
+  return (folder / name).read_bytes() == (finished / name).read_bytes() and (
+      rows(folder) == rows(finished))
+
+
+def test_sigterm_and_minutes(finished, tmp_path, monkeypatch):
+  """Both save what is done, and a run that goes on ends with the same bits."""
+  write = metrics.Writer.write
+
+  def terminated(self, step, values):
+    write(self, step, values)
+    if step == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  before = signal.getsignal(signal.SIGTERM)
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.Writer, "write", terminated)
+    with pytest.raises(train.Stopped, match="after 7 of 40 .*SIGTERM"):
+      train.meta_train(tiny_config.get_config(), str(tmp_path))
+  assert signal.getsignal(signal.SIGTERM) == before
+  assert sorted(os.listdir(tmp_path / "checkpoints"))[-1] == "7"
+  config = tiny_config.get_config()
+  config.max_minutes = 1e-9
+  for step in (8, 9):
+    with pytest.raises(train.Stopped, match=f"after {step} of 40 .*max_min"):
+      train.meta_train(config, str(tmp_path))
+  train.meta_train(tiny_config.get_config(), str(tmp_path))
+  assert same_result(tmp_path, finished)
+
+
+def test_exit_status_when_stopped(tmp_path):
+  done = subprocess.run(
+      command(tmp_path, "--config.max_minutes=1e-9"), cwd=ROOT,
+      env=ENVIRONMENT, capture_output=True, text=True)
+  assert done.returncode == 0
+  assert "Stopped after 1 of 40 outer steps (max_minutes)" in done.stdout
+
+
+def damage(folder, how):
+  """Damages every file in a folder that is larger than some bytes."""
+  for path in folder.rglob("*"):
+    if path.is_file() and path.stat().st_size > 16:
+      data = bytearray(path.read_bytes())
+      if how == "truncated":
+        data = data[:len(data) // 2]
+      else:
+        data[len(data) // 2] ^= 255
+      path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_damaged_checkpoints(how, finished, tmp_path, capsys):
+  """The one before is taken; if none is left, nothing begins again unasked."""
+  folder = tmp_path / "run"
+  shutil.copytree(finished, folder)
+  (folder / "theta.safetensors").unlink()
+  damage(folder / "checkpoints" / "40", how)
+  train.meta_train(tiny_config.get_config(), str(folder))
+  assert "checkpoint of step 40 cannot be read" in capsys.readouterr().err
+  assert same_result(folder, finished)
+  (folder / "theta.safetensors").unlink()
+  damage(folder / "checkpoints", how)
+  with pytest.raises(OSError, match="None of the checkpoints.*Remove"):
+    train.meta_train(tiny_config.get_config(), str(folder))
+  assert not (folder / "theta.safetensors").exists()
+
+
+def test_damage_that_the_format_does_not_notice(finished, tmp_path,
+                                                monkeypatch):
+  """The hash is of what was saved."""
+  with checkpoint.Checkpointer(finished / "checkpoints", 2) as saved:
+    built = program.build(tiny_config.get_config(), None)
+    state = saved.restore_latest(jax.eval_shape(built.init))
+  monkeypatch.setattr(checkpoint, "_hash", lambda state: "another")
+  with checkpoint.Checkpointer(tmp_path / "new", 2) as saved:
+    saved.save(state)
+  monkeypatch.undo()
+  with checkpoint.Checkpointer(tmp_path / "new", 2) as saved:
+    with pytest.raises(OSError, match="None of the checkpoints"):
+      saved.restore_latest(state)
+
+
+FULL_DISK = """
+import resource, sys
+import tiny_config
+from meta_train import train
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # bytes of any file
+try:
+  train.meta_train(tiny_config.get_config(), sys.argv[1])
+except (ValueError, OSError) as e:
+  sys.exit(f"{type(e).__name__}: {e}")
+"""
+
+
+def test_disk_full_and_folders_that_cannot_be_written(finished, tmp_path):
+  environment = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+  folder = tmp_path / "full"
+  done = subprocess.run(
+      [sys.executable, "-c", FULL_DISK, str(folder)], cwd=ROOT,
+      env=environment, capture_output=True, text=True)
+  assert done.returncode == 1 and "rror: " in done.stderr.splitlines()[-1]
+  # With space again, it goes on, and nothing was lost or half-written.
+  train.meta_train(tiny_config.get_config(), str(folder))
+  assert same_result(folder, finished)
+  (tmp_path / "file").write_text("")
+  done = subprocess.run(
+      command(tmp_path / "file" / "run"), cwd=ROOT, env=ENVIRONMENT,
+      capture_output=True, text=True)
+  assert done.returncode == 1
+  assert "NotADirectoryError" in done.stderr.splitlines()[-1]
+
+
+def test_damaged_config_json(tmp_path):
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match="config.json is damaged"):
+    train.meta_train(tiny_config.get_config(), str(tmp_path))
+
+
+@pytest.mark.parametrize("loss_split", ["train", "inner_valid"])
+def test_streamed_batches_are_those_of_resident_data(
+    loss_split, finished, tmp_path):
+  config = tiny_config.get_config()
+  config.num_steps = 8
+  config.estimator.loss_split = loss_split
+  results = []
+  for stream, devices in ((False, 2), (True, 2)):
+    config.update(stream=stream, devices=devices)
+    path = train.meta_train(config, str(tmp_path / str(stream)))
+    results.append(mulo.read(path).theta)
+  for name, x in results[0].items():
+    np.testing.assert_array_equal(results[1][name], x)
+
+
+def test_evaluation_keeps_the_best(finished, tmp_path):
+  config = tiny_config.get_config()
+  config.evaluation.update(every=10, num_steps=3, seeds=2)
+  config.evaluation.tasks = {"other": config.tasks["digits"].to_dict()}
+  train.meta_train(config, str(tmp_path))
+  found = {row["step"]: row["evaluation"] for row in rows(tmp_path)
+           if "evaluation" in row}
+  assert list(found) == [10, 20, 30, 40] and len(set(found.values())) == 4
+  best = mulo.read(tmp_path / "best.safetensors")
+  assert best.record["steps"] == min(found, key=found.get)
+  assert best.record["evaluation"]["loss"]["evaluation"] == min(found.values())
+  # Looking at theta does not change it.
+  name = "theta.safetensors"
+  assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+  evaluate = selection.Evaluator(config, None)
+  assert evaluate(best.theta)["evaluation"] == pytest.approx(
+      min(found.values()), rel=1e-4)
+
+
+def test_meta_optimizer():
+  """The gradient is clipped before AdamW, where a clip can fire."""
+  config = tiny_config.get_config()
+  theta = {"x": np.ones(4, np.float32)}
+  direction = {"x": np.array([0.5, -0.5, 0.5, -0.5], np.float32)}
+
+  def moved(clip, sizes):
+    with config.unlocked():
+      config.theta_opt.clip = clip
+    tx = program.theta_optimizer(config)
+    state = tx.init(theta)
+    for size in sizes:
+      grads = jax.tree.map(lambda x, size=size: size * x, direction)
+      updates, state = tx.update(grads, state, theta)
+    return updates["x"]
+
+  np.testing.assert_allclose(
+      moved(1.0, (1.0, 1e3, 1.0)), moved(1.0, (1.0, 1.0, 1.0)), rtol=1e-5)
+  assert np.abs(moved(1e9, (1.0, 1e3, 1.0)) - moved(
+      1.0, (1.0, 1e3, 1.0))).max() > 1e-4
+  with config.unlocked():
+    config.theta_opt.expression = "optax.sgd(0.5)"
+  np.testing.assert_allclose(moved(1.0, (1.0,)), -0.5 * direction["x"])
+
+
+def test_tensorboard(tmp_path):
+  board = pytest.importorskip("tensorboardX")
+  del board
+  with metrics.Writer(tmp_path / "m.jsonl", 0, tmp_path / "board") as writer:
+    writer.write(1, {"x": 0.5})
+  assert list((tmp_path / "board").iterdir())
 
 
 def test_metrics_file(tmp_path):

@@ -162,14 +162,18 @@ def _noise_features(momentum, second, decays, step):
   second = second / bias(decays.second)
   momentum = momentum / bias(decays.momentum)**2
   # Two logs, since the ratio itself may vanish.
-  log_ratio = 0.5 * (jnp.log(momentum + TINY) - jnp.log(second + TINY))
+  log = lambda x: jnp.log(jnp.where(second > 0, x + TINY, 1))
+  log_ratio = 0.5 * (log(momentum) - log(second))
   return jnp.clip(log_ratio, -MAX_LOG_NOISE, MAX_LOG_NOISE)
 
 
 def _inverse_root(x, mean):
   """(for ratios, as a feature) of non-negative x whose mean is given."""
-  root = jax.lax.rsqrt(x + RELATIVE_FLOOR * mean + TINY)
-  limit = jnp.where(mean > 0, MAX_INVERSE * jax.lax.rsqrt(mean + TINY), 0)
+  # Where all is zero, any factor does; this one has a finite derivative.
+  some = mean > 0
+  root = jax.lax.rsqrt(x + (RELATIVE_FLOOR * mean + jnp.where(some, TINY, 1)))
+  limit = jnp.where(
+      some, MAX_INVERSE * jax.lax.rsqrt(jnp.where(some, mean, 1)), 0)
   return root, jnp.minimum(root, limit)
 
 

@@ -1,4 +1,4 @@
-"""PES against exact meta-gradients, and its bookkeeping."""
+"""Estimators against exact meta-gradients, and their bookkeeping."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 
 from learned_opt import base as learned_opt_base
 from learned_opt import parametrizations
+from meta_train import backprop
 from meta_train import estimators
 from meta_train import perturb
 from meta_train import step as step_lib
@@ -37,18 +38,16 @@ def same_start(task):
 TASK = same_start(suite.get("quadratic", None, dim=3))
 
 
-def make(std=0.01, **settings):
-  return estimators.get("pes", task=TASK, opt_fn=sgd, std=std, **{
+def make(std=0.01, name="pes", **settings):
+  return estimators.get(name, task=TASK, opt_fn=sgd, std=std, **{
       "truncation": TRUNCATION, "shortest": LENGTH, "longest": LENGTH,
-      **settings})
+      "stagger": False, **settings})
 
 
 def episode(estimator, copies, seed=0, windows=WINDOWS):
   """(estimates, states) of each truncation of episodes that start together."""
   keys = jax.random.split(jax.random.key(seed), copies)
   state = estimator.init(keys, THETA)
-  length = jnp.full_like(state.inner.length, LENGTH)  # not staggered
-  state = state._replace(inner=state.inner._replace(length=length))
   estimate = jax.jit(estimator.estimate)
   outs, states = [], []
   for t in range(windows):
@@ -108,8 +107,6 @@ def test_variance_of_single_pairs():
   def last(key):
     start, *rest = jax.random.split(key, WINDOWS + 1)
     state = estimator.init(start[None], THETA)
-    state = state._replace(inner=state.inner._replace(
-        length=jnp.full_like(state.inner.length, LENGTH)))
     for k in rest:
       out, state = estimator.estimate(k[None], THETA, state, TASK.data)
     return out.grad
@@ -127,11 +124,11 @@ def test_episode_boundary():
   _, states = episode(make(), 2, windows=WINDOWS + 1)
   steps = [int(s.inner.step[0, 0]) for s in states]
   assert steps == [TRUNCATION * (i + 1) for i in range(WINDOWS)] + [TRUNCATION]
-  xi = [s.xi["log_step"][0] for s in states]
-  # Recover each eps from xi, and the first of the second episode.
+  xi = [s.noise["log_step"][0] for s in states]
+  # The first eps of the second episode, from its key.
   keys = jax.random.split(
       jax.random.fold_in(jax.random.key(1), WINDOWS), 2)
-  eps = perturb.sample(jax.random.split(keys[0], 3)[1], THETA, 0.01)
+  eps = perturb.sample(jax.random.split(keys[0], 3)[2], THETA, 0.01)
   np.testing.assert_allclose(xi[WINDOWS], eps["log_step"], rtol=1e-6)
 
 
@@ -149,7 +146,7 @@ def test_first_loss_of_an_episode_knows_only_its_own_noise():
 
 def test_noise_differs_between_steps_copies_and_parameters():
   _, states = episode(make(), 3)
-  xi = np.stack([np.stack([s.xi[n] for n in THETA]) for s in states])
+  xi = np.stack([np.stack([s.noise[n] for n in THETA]) for s in states])
   eps = np.diff(xi, axis=0, prepend=0)  # [windows, theta, copies]
   assert len(np.unique(np.round(eps, 9))) == eps.size
 
@@ -180,7 +177,7 @@ def test_non_finite_losses(drop):
   keys = jax.random.split(jax.random.key(0), 16)
   out, _ = jax.jit(estimator.estimate)(
       keys, THETA, estimator.init(keys, THETA), TASK.data)
-  assert 0 < out.info["diverged"] < 1
+  assert 0 < out.info["diverged"] < out.info["inner_steps"]
   assert np.isfinite(out.meta_loss) == drop
   assert np.isfinite(out.grad["log_step"]) == drop
   assert (out.info["dropped"] > 0) == drop
@@ -189,24 +186,151 @@ def test_non_finite_losses(drop):
 def test_dropping_averages_over_the_rest():
   directions = {"x": jnp.array([1.0, 2.0, 3.0])}
   losses = jnp.array([[1.0, 0.0], [jnp.nan, 0.0], [0.0, 1.0]])
-  grad, dropped = perturb.mean_gradient(directions, losses, 1.0, True)
-  np.testing.assert_allclose(grad["x"], (1.0 - 3.0) / 2 / 2)
-  assert dropped == 1
+  out = perturb.estimate(directions, losses, 1.0, 0.0, 0.0, True, {})
+  np.testing.assert_allclose(out.grad["x"], (1.0 - 3.0) / 2 / 2)
+  assert out.copies == 2 and out.info["dropped"] == 1
+  np.testing.assert_allclose(out.meta_loss, 0.5)
+  grads = {"x": jnp.array([[1.0, 2.0], [3.0, jnp.inf], [5.0, 6.0]])}
+  out = backprop.estimate(grads, jnp.array([1.0, 2.0, 3.0]), True, {})
+  np.testing.assert_allclose(out.grad["x"], [3.0, 4.0])
+  assert out.meta_loss == 2 and out.copies == 2
+
+
+def test_clipping_and_signs_of_differences():
+  directions = {"x": jnp.array([1.0, 10.0])}
+  losses = jnp.array([[5.0, 0.0], [0.0, 0.25]])
+  estimate = lambda clip, sign: perturb.estimate(
+      directions, losses, 1.0, clip, sign, False, {}).grad["x"]
+  np.testing.assert_allclose(estimate(0.0, 0.0), (5 - 2.5) / 4)
+  np.testing.assert_allclose(estimate(1.0, 0.0), (1 - 2.5) / 4)
+  np.testing.assert_allclose(estimate(0.0, 0.5), (0.5 - 5) / 4)
 
 
 def test_lengths():
-  sample = truncation.log_uniform(10, 100, 5)
-  lengths = jax.vmap(sample)(jax.random.split(jax.random.key(0), 4000))
+  sample = lambda found: jax.vmap(lambda key: found.sample(key, jnp.int32(0)))
+  lengths = sample(truncation.lengths(5, 10, 100))(
+      jax.random.split(jax.random.key(0), 4000))
   assert np.all(lengths % 5 == 0)
   assert lengths.min() == 10 and lengths.max() == 100
-  uneven = truncation.log_uniform(30, 110, 25)
-  lengths_uneven = jax.vmap(uneven)(jax.random.split(jax.random.key(2), 99))
-  assert sorted(set(lengths_uneven.tolist())) == [50, 75, 100]
+  uneven = sample(truncation.lengths(25, 30, 110))(
+      jax.random.split(jax.random.key(2), 99))
+  assert sorted(set(uneven.tolist())) == [50, 75, 100]
   # Half of them are below the geometric mean.
   assert abs(np.mean(lengths < np.sqrt(1000)) - 0.5) < 0.05
-  first = jax.vmap(lambda k: truncation.staggered(20, 5, k))(
-      jax.random.split(jax.random.key(1), 400))
-  assert sorted(set(first.tolist())) == [5, 10, 15, 20]
+  for stagger, expected in ((True, [5, 10, 15, 20]), (False, [20])):
+    first = jax.vmap(truncation.lengths(5, 20, 20, stagger=stagger).first)(
+        jax.random.split(jax.random.key(1), 400))
+    assert sorted(set(first.tolist())) == expected
+
+
+def test_curriculum():
+  found = truncation.lengths(5, 10, 1000, curriculum=100)
+  keys = jax.random.split(jax.random.key(0), 500)
+  for outer_step, longest in ((0, 10), (50, 100), (100, 1000), (900, 1000)):
+    lengths = jax.vmap(found.sample, (0, None))(keys, jnp.int32(outer_step))
+    assert lengths.min() == 10 and 0.9 * longest <= lengths.max() <= longest
+
+
+def test_curriculum_reaches_the_episodes():
+  """A copy's count of outer steps is what the curriculum goes by."""
+  estimator = make(shortest=TRUNCATION, longest=8 * TRUNCATION, curriculum=4)
+  _, states = episode(estimator, 64, windows=9)
+  lengths = [int(state.inner.length.max()) for state in states]
+  assert lengths[0] == TRUNCATION and lengths[-1] > 4 * TRUNCATION
+  assert all(int(state.outer_step[0]) == i + 1
+             for i, state in enumerate(states))
+
+
+def test_noise_reuse():
+  """One eps per episode, and the exact gradient over it, in the mean."""
+  copies = 4096
+  outs, states = episode(make(1e-3, "noise_reuse_es"), copies,
+                         windows=WINDOWS + 1)
+  noise = [np.asarray(state.noise["momentum"]) for state in states]
+  for other in noise[1:WINDOWS]:
+    np.testing.assert_array_equal(noise[0], other)
+  assert np.all(noise[WINDOWS] != noise[0])
+  jacobian = {name: np.asarray(a) for name, a in exact().items()}
+  for k in range(WINDOWS):
+    total = sum(np.sum(a[k])**2 for a in jacobian.values())
+    for name, a in jacobian.items():
+      mean = np.sum(a[k])
+      error = np.sqrt((total + mean**2) / copies)
+      assert abs(outs[k].grad[name] - mean) < 4 * error, (k, name)
+      assert error < 0.2 * abs(mean)
+
+
+def test_truncated_es_sees_one_truncation_only():
+  """Its mean is the derivative by the truncation's own theta."""
+  copies = 4096
+  outs, states = episode(make(1e-4, "truncated_es"), copies)
+  assert states[0].inner.step.shape == (copies, 1)
+  jacobian = {name: np.asarray(a) for name, a in exact().items()}
+  for k in range(WINDOWS):
+    total = sum(a[k, k]**2 for a in jacobian.values())
+    for name, a in jacobian.items():
+      error = np.sqrt((total + a[k, k]**2) / copies)
+      assert abs(outs[k].grad[name] - a[k, k]) < 4 * error + 1e-3 * abs(a[k, k])
+
+
+def test_backprop_is_exact():
+  """Through a truncation, and through an episode."""
+  jacobian = {name: np.asarray(a) for name, a in exact().items()}
+  settings = dict(task=TASK, opt_fn=sgd, truncation=TRUNCATION,
+                  shortest=LENGTH, longest=LENGTH)
+  for remat in (False, True):
+    truncated = estimators.get(
+        "truncated_backprop", remat=remat, stagger=False, **settings)
+    outs, _ = episode(truncated, 2)
+    for name, a in jacobian.items():
+      for k in range(WINDOWS):
+        np.testing.assert_allclose(outs[k].grad[name], a[k, k], rtol=1e-4)
+    full = estimators.get("full_backprop", remat=remat, **settings)
+    (out, *_), _ = episode(full, 2)
+    for name, a in jacobian.items():
+      np.testing.assert_allclose(
+          out.grad[name], np.sum(a) / WINDOWS, rtol=1e-4)
+    assert out.info["inner_steps"] == 2 * LENGTH
+
+
+def test_full_es_trains_each_copy_for_its_own_length():
+  settings = dict(task=TASK, opt_fn=sgd, truncation=TRUNCATION, std=1e-3)
+  keys = jax.random.split(jax.random.key(0), 2048)
+  uniform = estimators.get("full_es", shortest=LENGTH, longest=LENGTH,
+                           **settings)
+  estimate = lambda estimator, data=TASK.data: jax.jit(estimator.estimate)(
+      keys, THETA, estimator.init(keys, THETA), data)[0]
+  out = estimate(uniform)
+  jacobian = {name: np.sum(np.asarray(a)) / WINDOWS
+              for name, a in exact().items()}
+  total = sum(a**2 for a in jacobian.values())
+  for name, a in jacobian.items():
+    assert abs(out.grad[name] - a) < 4 * np.sqrt((total + a**2) / 2048)
+  mixed = estimators.get("full_es", shortest=TRUNCATION, longest=LENGTH,
+                         **settings)
+  steps = estimate(mixed).info["inner_steps"]
+  assert 2 * 2048 * TRUNCATION < steps < 2 * 2048 * LENGTH
+
+
+@pytest.mark.parametrize("name", ["full_es", "full_backprop"])
+@pytest.mark.parametrize("loss", ["mean", "last"])
+def test_meta_loss_of_an_episode(name, loss):
+  """Of the right steps only, when copies train for different lengths."""
+  bare = dict(std=1e-9) if name == "full_es" else {}
+  estimator = estimators.get(
+      name, task=TASK, opt_fn=sgd, truncation=TRUNCATION, shortest=TRUNCATION,
+      longest=LENGTH, loss=loss, **bare)
+  state = unroll.start(TASK, sgd, THETA, jax.random.key(0), LENGTH)
+  _, losses = unroll.unroll(TASK, sgd, THETA, state, jax.random.key(0),
+                            TASK.data, LENGTH)
+  value = lambda n: losses[n - 1] if loss == "last" else np.mean(losses[:n])
+  for seed in range(4):
+    keys = jax.random.split(jax.random.key(seed), 1)
+    out, _ = jax.jit(estimator.estimate)(
+        keys, THETA, estimator.init(keys, THETA), TASK.data)
+    networks = 2 if name == "full_es" else 1
+    length = int(out.info["inner_steps"]) // networks
+    np.testing.assert_allclose(out.meta_loss, value(length), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", estimators.names())
@@ -229,7 +353,12 @@ def test_every_estimator(name):
     ({"std": 0.0}, "std > 0"), ({"truncation": 0}, "truncation 0"),
     ({"shortest": 24}, "longest 12"),
     ({"shortest": 4, "longest": 5}, "whole number"),
-    ({"loss_split": "test"}, "available: train, inner_valid, outer_valid")])
+    ({"loss_split": "test"}, "available: train, inner_valid, outer_valid"),
+    ({"loss": "worst"}, "available: mean, last"),
+    ({"clip": -1.0}, "clip must not be negative"),
+    ({"sign": -1.0}, "sign must not be negative"),
+    ({"curriculum": -1}, "curriculum must not be negative"),
+    ({"nope": 1}, "does not take the settings")])
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(ValueError, match=message):
     make(**settings)
@@ -246,10 +375,29 @@ def test_noise_and_batches_differ_between_outer_steps():
   state, xi, losses = init(), [], []
   for _ in range(3):
     state, metrics = step(state, {"a": task.data, "b": task.data})
-    xi.append([np.asarray(state.estimator_states[name].xi["momentum"])
+    xi.append([np.asarray(state.estimator_states[name].noise["momentum"])
                for name in ("a", "b")])
     losses += [float(metrics[f"{name}/meta_loss"]) for name in ("a", "b")]
   # An episode that began anew shows its eps, one that went on a sum with it.
   eps = [*np.ravel(xi[0]), *np.ravel(np.diff(xi, axis=0)), *np.ravel(xi[1:])]
   assert len(np.unique(np.round(eps, 8))) == len(eps)
   assert len(set(losses)) == len(losses)
+
+
+def test_tasks_have_weights():
+  other = TASK._replace(init=lambda key: {"p": jnp.array([0.5, 0.5, -1.0])})
+  lopt = learned_opt_base.LearnedOptimizer(lambda key: THETA, sgd)
+  make_one = lambda task: estimators.get(
+      "truncated_backprop", task=task, opt_fn=sgd, truncation=2, shortest=2,
+      longest=2)
+  moved = {}
+  for weights in ({"a": 3.0}, {"a": 1.0, "b": 1e-9}, {"a": 1e-9, "b": 1.0}):
+    init, step = step_lib.make(
+        lopt, {"a": make_one(TASK), "b": make_one(other)}, optax.sgd(1.0), 1,
+        seed=0, weights=weights)
+    state, metrics = step(init(), {"a": TASK.data, "b": TASK.data})
+    moved[tuple(weights.values())] = (
+        np.asarray(state.theta["log_step"]), metrics["meta_loss"])
+  both, a, b = moved.values()
+  np.testing.assert_allclose(both, 0.75 * np.array(a) + 0.25 * np.array(b),
+                             rtol=1e-5)

@@ -1,0 +1,161 @@
+"""The same meta-gradients on any number of devices and processes."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_config
+
+from learned_opt import optimizers
+from learned_opt import parametrizations
+from meta_train import estimators
+from meta_train import parallel
+from meta_train import train
+import mulo
+from tasks import suite
+
+ROOT = pathlib.Path(__file__).parents[1]
+COPIES = 8
+MUP = parametrizations.get("mup")
+TASK = suite.get("mlp", MUP, width=4, batch_size=4)
+
+
+def sgd(theta, *, num_steps=None):
+  del num_steps
+  return optax.with_extra_args_support(optax.chain(
+      optax.trace(theta["momentum"]), optax.scale(-jnp.exp(theta["log_step"]))))
+
+
+THETA = {"log_step": jnp.float32(-1.0), "momentum": jnp.float32(0.5)}
+
+
+def outs(estimator, theta, count, how, data=TASK.data):
+  """Raw estimates of the first outer steps on so many devices."""
+  devices = parallel.mesh(COPIES, count)
+  assert devices.size == count
+  sharded = parallel.shard(estimator, devices, how)
+  keys = jax.random.split(jax.random.key(0), COPIES)
+  state = jax.jit(sharded.init)(keys, theta)
+  estimate = jax.jit(sharded.estimate)
+  found = []
+  for t in range(2):
+    out, state = estimate(
+        jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys), theta,
+        state, data)
+    found.append(out)
+  return jax.device_get(found), jax.device_get(state)
+
+
+def assert_close(found, expected, rtol):
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", estimators.names())
+def test_device_counts_and_mappings(name):
+  """Raw meta-gradients, since Adam would hide a factor."""
+  estimator = estimators.get(name, task=TASK, opt_fn=sgd, truncation=3,
+                             shortest=3, longest=6)
+  expected = outs(estimator, THETA, 1, "shard_map")
+  assert all(np.any(x != 0) for x in jax.tree.leaves(expected[0][0].grad))
+  for count, how in ((2, "shard_map"), (8, "shard_map"), (8, "pmap")):
+    # Differences of nearly equal losses: rounding counts.
+    assert_close(outs(estimator, THETA, count, how), expected, 2e-4)
+
+
+def test_truncated_backprop_of_a_learned_optimizer():
+  """Finite also where all gradients of a parameter are zero."""
+  shapes = {"w": (3, 4), "b": (4,), "dead": (2, 2)}
+  task = suite.get("quadratic", None, dim=2)._replace(
+      init=lambda key: {name: jax.random.normal(key, shape)
+                        for name, shape in shapes.items()},
+      loss=lambda params, key, batch: (
+          jnp.sum((jnp.ones(3) @ params["w"] + params["b"])**2), {}))
+  lopt = optimizers.get("mulo", hidden=3, lowering="blocked")
+  theta = lopt.init(jax.random.key(0))
+  estimator = estimators.get(
+      "truncated_backprop", task=task, opt_fn=lopt.opt_fn, truncation=3,
+      shortest=3, longest=3)
+  (_, expected), _ = outs(estimator, theta, 1, "shard_map", task.data)
+  (_, found), _ = outs(estimator, theta, 8, "shard_map", task.data)
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found.grad))
+  assert all(np.any(x != 0) for x in jax.tree.leaves(found.grad))
+  difference = jax.tree.map(np.subtract, found.grad, expected.grad)
+  assert optax.tree.norm(difference) < 1e-4 * optax.tree.norm(expected.grad)
+
+
+def test_copies_that_are_dropped_do_not_weigh():
+  """Devices with different numbers of copies that count."""
+  bad = TASK._replace(init=lambda key: jax.tree.map(
+      lambda x: jnp.where(jax.random.bits(key) % 3 > 0, x, jnp.inf),
+      TASK.init(key)), normalize=lambda loss: loss)
+  for name in ("pes", "truncated_backprop"):
+    estimator = estimators.get(
+        name, task=bad, opt_fn=sgd, truncation=2, shortest=2, longest=4,
+        drop_nonfinite=True)
+    expected, _ = outs(estimator, THETA, 1, "shard_map")
+    assert 0 < expected[0].info["dropped"] < COPIES
+    assert expected[0].copies == COPIES - expected[0].info["dropped"]
+    found, _ = outs(estimator, THETA, 8, "shard_map")
+    assert_close(found, expected, 2e-4)
+
+
+def test_meshes():
+  assert parallel.mesh(6).size == 6
+  assert parallel.mesh(6, 4).size == 3
+  assert parallel.mesh(7, 4).size == 1
+  assert parallel.mesh(100, 0).size == 5
+  with pytest.raises(ValueError, match="available: shard_map, pmap"):
+    parallel.shard(estimators.get("pes", task=TASK, opt_fn=sgd),
+                   parallel.mesh(8), "nope")
+
+
+def test_hosts(tmp_path):
+  """Two processes, and the same theta as one with two devices."""
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+  environment = {
+      **os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+  run = lambda process: subprocess.Popen(
+      [sys.executable, "-m", "meta_train.train",
+       f"--config={ROOT / 'tests' / 'tiny_config.py'}",
+       f"--workdir={tmp_path / 'two'}", "--config.num_steps=6",
+       f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
+       f"--process_id={process}"], cwd=ROOT, env=environment,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  processes = [run(process) for process in range(2)]
+  try:
+    for process in processes:
+      _, errors = process.communicate(timeout=240)
+      assert process.returncode == 0, errors
+  finally:
+    for process in processes:
+      process.kill()
+  config = tiny_config.get_config()
+  config.update(num_steps=6, devices=2)
+  one = train.meta_train(config, str(tmp_path / "one"))
+  theta = mulo.read(one).theta
+  found = mulo.read(tmp_path / "two" / "theta.safetensors").theta
+  assert found.keys() == theta.keys()
+  for name, x in theta.items():
+    np.testing.assert_array_equal(found[name], x)
+  assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+      "checkpoints", "config.json", "metrics.jsonl", "theta.safetensors"]
+
+
+def test_processes_that_cannot_be_joined(tmp_path):
+  done = subprocess.run(
+      [sys.executable, "-m", "meta_train.train",
+       f"--config={ROOT / 'tests' / 'tiny_config.py'}",
+       f"--workdir={tmp_path}", "--coordinator=127.0.0.1:1"], cwd=ROOT,
+      capture_output=True, text=True)
+  assert done.returncode == 1
+  assert "need all of --coordinator" in done.stderr.strip().splitlines()[-1]
