@@ -70,13 +70,13 @@ def shard(estimator: base.GradientEstimator, devices: jax.sharding.Mesh,
         f"Unknown mapping {how!r}; available: {', '.join(MAPS)}.")
 
   def estimate(keys, theta, state, data):
-    # Else a gradient with respect to theta would be summed over the devices.
-    theta = jax.lax.pcast(theta, AXIS, to="varying")
     out, state = estimator.estimate(keys, theta, state, data)
     return _combine(out), state
 
   def run(fn, args, sharded, out_sharded):
     if how == "shard_map":
+      # Not check_vma: with it, a gradient with respect to theta, which is the
+      # same everywhere, is summed over the devices, and nothing says so.
       spec = lambda flags: tuple(P(AXIS) if flag else P() for flag in flags)
       specs = spec(out_sharded)
       return jax.shard_map(

@@ -268,13 +268,18 @@ def define_flags() -> None:
   flags.mark_flags_as_required(["config", "workdir"])
 
 
+def cpu_cores() -> int:
+  """Cores that are ours; as many devices, since one keeps one core busy."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def connect(found) -> None:
   """Sets up devices and processes as flags and config say."""
   logging.set_verbosity(logging.WARNING)
-  # As many devices as cores: programs of small kernels keep one core busy.
-  cores = len(os.sched_getaffinity(0)) if hasattr(
-      os, "sched_getaffinity") else os.cpu_count() or 1
-  jax.config.update("jax_num_cpu_devices", found.config.devices or cores)
+  jax.config.update(
+      "jax_num_cpu_devices", found.config.devices or cpu_cores())
   given = (found.coordinator, found.num_processes, found.process_id)
   if found.cluster or any(x is not None for x in given):
     if not found.cluster and any(x is None for x in given):
