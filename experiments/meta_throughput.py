@@ -3,11 +3,18 @@
 python -m experiments.meta_throughput --workdir=runs/meta_throughput
 
 PES on 64-W-10 classifiers of 8x8 digits (batch 64, muP), one program per outer
-step, with the lowerings of this library and with the naive lowering of the same
-optimizer. Prints a table and writes it to the workdir.
+step, on all devices (on CPU: one for each core), with the lowerings of this
+library and with the naive lowering of the same optimizer. Prints a table and
+writes it to the workdir.
+
+Then the share of the time for which the devices are busy in
+`meta_train.train`: how long outer steps of a config take one after the other,
+over how long they take with metrics and checkpoints.
 """
 
 import pathlib
+import tempfile
+import time
 
 from absl import app
 from absl import flags
@@ -22,8 +29,13 @@ from learned_opt import base as learned_opt_base
 from learned_opt import optimizers
 from learned_opt import parametrizations
 from meta_train import estimators
+from meta_train import metrics
+from meta_train import parallel
+from meta_train import program
 from meta_train import step as step_lib
+from meta_train import train
 from meta_train import unroll
+from meta_train.configs import quickstart
 from tasks import suite
 
 # (width, pairs, truncation, hidden units)
@@ -43,9 +55,10 @@ def outer_step(lopt: learned_opt_base.LearnedOptimizer, width: int, pairs: int,
       opt_fn=unroll.scaled(lopt.opt_fn, parametrization, task),
       truncation=truncation, shortest=5 * truncation,
       longest=50 * truncation)
+  devices = parallel.mesh(pairs)
   init, step = step_lib.make(
-      lopt, {"task": estimator}, optax.adam(1e-3), pairs, seed=0)
-  return step, init(), jax.device_put({"task": task.data})
+      lopt, {"task": estimator}, optax.adam(1e-3), pairs, 0, devices)
+  return step, init(), parallel.replicate({"task": task.data}, devices)
 
 
 def measure(name: str, rounds: int) -> pd.DataFrame:
@@ -54,7 +67,7 @@ def measure(name: str, rounds: int) -> pd.DataFrame:
   for config in CONFIGS:
     width, pairs, truncation, hidden = config
     lopt = optimizers.get(name, hidden=hidden)
-    lopts = {"mulo": lopt, "naive": lopt._replace(
+    lopts = {"ours": lopt, "naive": lopt._replace(
         opt_fn=naive.opt_fn(name))}
     steps, compiled = {}, {}
     for lowering, variant in lopts.items():
@@ -87,16 +100,57 @@ def _stepper(call, state, data):
   return step
 
 
+def busy(config, workdir: pathlib.Path, num_steps: int, rounds: int
+         ) -> pd.DataFrame:
+  """Outer steps with and without all that the command does besides.
+
+  Args:
+    config: of meta-training.
+    workdir: for the runs.
+    num_steps: outer steps of each.
+    rounds: runs of either kind, by turns.
+
+  Returns:
+    One row per round: milliseconds per outer step of both, and their ratio.
+  """
+  with config.unlocked():
+    config.num_steps = num_steps
+  built = program.build(config, None)
+  data, = built.data(0, 1)
+  call = jax.jit(built.step, donate_argnums=0)
+  state = built.init()
+  rows = []
+  for i in range(rounds + 1):
+    with tempfile.TemporaryDirectory(dir=workdir) as folder:
+      train.meta_train(config, folder)
+      found = metrics.read(pathlib.Path(folder) / "metrics.jsonl")[1:]
+      inside = np.mean([row["inner_steps"] / row["inner_steps_per_second"]
+                        for row in found])
+    start = time.perf_counter()
+    for _ in range(num_steps):
+      state, out = call(state, data)
+    jax.block_until_ready((state, out))
+    alone = (time.perf_counter() - start) / num_steps
+    if i:  # the first compiles
+      rows.append({"alone ms": 1e3 * alone, "in the command ms": 1e3 * inside,
+                   "busy": alone / inside})
+  return pd.DataFrame(rows)
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   workdir = pathlib.Path(FLAGS.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  table = pd.concat([measure(name, FLAGS.rounds) for name in FLAGS.optimizers])
-  table.to_csv(workdir / "results.csv", index=False)
-  text = table.to_markdown(index=False, floatfmt=".3g")
-  (workdir / "table.md").write_text(text + "\n")
-  print(text)
+  jax.config.update("jax_num_cpu_devices", train.cpu_cores())
+  tables = {"busy": busy(quickstart.get_config(), workdir, 100, FLAGS.rounds)}
+  tables["results"] = pd.concat(
+      [measure(name, FLAGS.rounds) for name in FLAGS.optimizers])
+  for name, table in tables.items():
+    table.to_csv(workdir / f"{name}.csv", index=False)
+    text = table.to_markdown(index=False, floatfmt=".3g")
+    (workdir / f"{name}.md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
