@@ -46,13 +46,13 @@ TIMEOUT = 300.0  # seconds after which any run is killed, and counts as failed
 
 
 class Kill(NamedTuple):
-  """A SIGKILL that hit a running process.
+  """A SIGKILL that hit a process which had not written its result yet.
 
   Attributes:
     seconds: from the start of the process.
     step: last outer step in metrics.jsonl, 0 if there is none.
-    starting: the process had not come to its outer steps yet, so that `step`
-      is of one before.
+    starting: the process had logged no outer step yet, `step` is of an earlier
+      one.
   """
 
   seconds: float
@@ -124,13 +124,14 @@ def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
     seconds: when to kill the process group; None to let it finish.
 
   Returns:
-    The kill, or None if the run finished.
+    The kill, or None if there was nothing left to lose: the run has ended or
+    at least written theta.safetensors.
 
   Raises:
     RuntimeError: the run failed or took longer than TIMEOUT.
   """
   rows = folder / "metrics.jsonl"
-  before, began = _modified(rows), time.monotonic()
+  before, began = metrics.read(rows), time.monotonic()
   log_path = folder.with_suffix(".log")
   with log_path.open("a") as log:
     process = subprocess.Popen(
@@ -147,10 +148,14 @@ def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
         os.killpg(process.pid, signal.SIGKILL)
       status = process.wait()
   passed = time.monotonic() - began
-  if status == -signal.SIGKILL and seconds is not None and passed < TIMEOUT:
-    step = max((row["step"] for row in metrics.read(rows)), default=0)
-    return Kill(passed, step, _modified(rows) == before)
-  if status:
+  killed = (
+      status == -signal.SIGKILL and seconds is not None and passed < TIMEOUT)
+  if killed and not (folder / "theta.safetensors").exists():
+    last = metrics.read(rows)[-1:]
+    # No two rows are equal, they include speed.
+    return Kill(passed, last[0]["step"] if last else 0,
+                not last or last[0] in before)
+  if status and not killed:
     raise RuntimeError(
         f"Meta-training in {folder} ended with status {status} after "
         f"{passed:.0f} s. The end of {log_path}:\n"
@@ -158,9 +163,14 @@ def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
   return None
 
 
-def _modified(path: pathlib.Path) -> int | None:
-  """Time of the last change in ns, None without a file."""
-  return path.stat().st_mtime_ns if path.exists() else None
+def moments(rng: random.Random, parts: int) -> Iterator[float]:
+  """Endless random numbers in [0, 1), evenly spread.
+
+  Of each `parts` numbers, one is in each of as many equal parts.
+  """
+  while True:
+    for i in rng.sample(range(parts), parts):
+      yield (i + rng.random()) / parts
 
 
 def killed_runs(estimator: str, folder: pathlib.Path, num_kills: int,
@@ -174,7 +184,7 @@ def killed_runs(estimator: str, folder: pathlib.Path, num_kills: int,
     num_kills: in all of them together.
     env: environment variables of the runs.
     rng: chooses the moments, uniform over the duration of the second run (the
-      first one compiles).
+      first one compiles), start-up included.
     on_kill: called with each kill.
 
   Yields:
@@ -184,8 +194,8 @@ def killed_runs(estimator: str, folder: pathlib.Path, num_kills: int,
     RuntimeError: see `attempt`.
   """
   folder.mkdir(parents=True)
-  duration, done, count = 0.0, 0, 0
-  expected = b""
+  duration, done, count, expected = 0.0, 0, 0, b""
+  when = moments(rng, max(num_kills, 1))
   while count < 2 or done < num_kills:
     run = folder / str(count)
     kills: list[Kill] = []
@@ -193,7 +203,7 @@ def killed_runs(estimator: str, folder: pathlib.Path, num_kills: int,
     while not (run / "theta.safetensors").exists():
       interrupt = count >= 2 and done < num_kills
       kill = attempt(estimator, run, env,
-                     rng.uniform(0, duration) if interrupt else None)
+                     duration * next(when) if interrupt else None)
       if kill is not None:
         kills.append(kill)
         done += 1
@@ -222,7 +232,8 @@ def summary(results: list[Result]) -> str:
   kills = [kill for r in results for kill in r.kills]
   different = [r.folder for r in results if not r.equal]
   return "\n".join([
-      table(results), "", "* during start-up; the step is from before",
+      table(results), "",
+      "* during start-up: the last step of the process before, 0 if none",
       f"{len(kills)} kills, {sum(k.starting for k in kills)} of them during "
       f"start-up, in {sum(bool(r.kills) for r in results)} runs. Bytes differ "
       f"in: {', '.join(different) or 'none'}."])

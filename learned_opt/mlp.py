@@ -84,8 +84,19 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
       units and the size of the parameter.
 
   Returns:
-    [*S], float32.
+    [*S], float32. To differentiate it, everything is computed again from
+    theta and features: what is in between is hundreds of numbers per element.
   """
+  def update(theta, inputs, row, column):
+    return _apply(theta, features._replace(
+        inputs=inputs, row=row, column=column), shape, output, lowering)
+
+  return jax.checkpoint(update)(
+      theta, features.inputs, features.row, features.column)
+
+
+def _apply(theta, features, shape, output, lowering):
+  """`apply`, with its arguments."""
   if lowering is None:
     lowering = "unrolled" if len(theta["b0"]) <= UNROLL_HIDDEN else "blocked"
   size = blocks.default_size()

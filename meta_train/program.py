@@ -43,7 +43,13 @@ def settings_of(section) -> dict:
 
 def optimizer(config) -> learned_opt_base.LearnedOptimizer:
   """The learned optimizer of a config; raises ValueError."""
-  return optimizers.get(config.optimizer.name, **settings_of(config.optimizer))
+  settings = settings_of(config.optimizer)
+  known = learned_opt_base.all_settings(
+      optimizers.__name__, config.optimizer.name, **settings)
+  if config.estimator.name.endswith("backprop") and "lowering" in known:
+    # What is written out takes minutes to compile once it is differentiated.
+    settings["lowering"] = known["lowering"] or "blocked"
+  return optimizers.get(config.optimizer.name, **settings)
 
 
 def tasks(config, sections, data_dir: str | None
