@@ -5,10 +5,11 @@ divided among them. What is estimated is a weighted mean over the devices, so
 the results do not depend on their number but for rounding.
 """
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import jax
 from jax.experimental import multihost_utils
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,14 +51,17 @@ def _mesh(devices: Sequence) -> jax.sharding.Mesh:
       np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def shard(estimator: base.GradientEstimator, devices: jax.sharding.Mesh,
-          how: str = "shard_map", streamed: bool = False
-          ) -> base.GradientEstimator:
-  """The same estimator, on all devices of a mesh.
+def shard(estimators: dict[str, base.GradientEstimator],
+          devices: jax.sharding.Mesh, how: str = "shard_map",
+          streamed: bool = False) -> tuple[Callable, Callable]:
+  """`init` and `estimate` of all tasks' estimators, on all devices of a mesh.
+
+  As in `base.GradientEstimator`, but keys, states, data and `EstimatorOut`s are
+  dicts with an entry per task.
 
   Args:
-    estimator: see `base.GradientEstimator`; the number of keys must be a
-      multiple of the number of devices.
+    estimators: by task; the number of keys must be a multiple of the number
+      of devices.
     devices: as `mesh` returns it.
     how: the mapping, one of MAPS; "pmap" for one process only.
     streamed: data are divided like the copies, not on every device.
@@ -69,53 +73,72 @@ def shard(estimator: base.GradientEstimator, devices: jax.sharding.Mesh,
     raise ValueError(
         f"Unknown mapping {how!r}; available: {', '.join(MAPS)}.")
 
-  def estimate(keys, theta, state, data):
-    out, state = estimator.estimate(keys, theta, state, data)
-    return _combine(out), state
+  def init(keys, theta):
+    return {name: estimator.init(keys[name], theta)
+            for name, estimator in estimators.items()}
 
-  def run(fn, args, sharded, out_sharded):
-    if how == "shard_map":
-      # Not check_vma: with it, a gradient with respect to theta, which is the
-      # same everywhere, is summed over the devices, and nothing says so.
-      spec = lambda flags: tuple(P(AXIS) if flag else P() for flag in flags)
-      specs = spec(out_sharded)
-      return jax.shard_map(
-          fn, mesh=devices, in_specs=spec(sharded),
-          out_specs=specs if len(specs) > 1 else specs[0], check_vma=False)(
-              *args)
-    split = lambda x: x.reshape((devices.size, -1) + x.shape[1:])
-    join = lambda x: x.reshape((-1,) + x.shape[2:])
+  def estimate(keys, theta, states, data):
+    outs, new = {}, {}
+    for name, estimator in estimators.items():
+      outs[name], new[name] = estimator.estimate(
+          keys[name], theta, states[name], data[name])
+    return _combine(outs), new
+
+  mapped = {"shard_map": _shard_map, "pmap": _pmap}[how]
+  return (
+      mapped(init, devices, (True, False), True),
+      mapped(estimate, devices, (True, False, True, streamed), (False, True)))
+
+
+def _shard_map(fn, devices, divided, out_divided):
+  """`fn` on every device; which arguments and results are divided."""
+  spec = lambda flag: P(AXIS) if flag else P()
+  # Not check_vma: with it, a gradient with respect to theta, which is the same
+  # everywhere, is summed over the devices, and nothing says so.
+  return jax.shard_map(
+      fn, mesh=devices, in_specs=tuple(map(spec, divided)),
+      out_specs=jax.tree.map(spec, out_divided), check_vma=False)
+
+
+def _pmap(fn, devices, divided, out_divided):
+  """The same by `jax.pmap`, where what is divided has an axis of devices."""
+  split = lambda x: x.reshape((devices.size, -1) + x.shape[1:])
+  join = lambda x: x.reshape((-1,) + x.shape[2:])
+  first = lambda x: x[0]
+
+  def mapped(*args):
     args = [jax.tree.map(split, x) if flag else x
-            for x, flag in zip(args, sharded)]
+            for x, flag in zip(args, divided)]
     outs = jax.pmap(
-        fn, AXIS, in_axes=tuple(0 if flag else None for flag in sharded),
+        fn, AXIS, in_axes=tuple(0 if flag else None for flag in divided),
         devices=list(devices.devices.flat))(*args)
-    pick = lambda x, flag: jax.tree.map(
-        join if flag else lambda y: y[0], x)
-    if len(out_sharded) == 1:
-      return pick(outs, out_sharded[0])
-    return tuple(pick(x, flag) for x, flag in zip(outs, out_sharded))
+    return jax.tree.map(
+        lambda flag, x: jax.tree.map(join if flag else first, x),
+        out_divided, outs)
 
-  return base.GradientEstimator(
-      lambda keys, theta: run(
-          estimator.init, (keys, theta), (True, False), (True,)),
-      lambda keys, theta, state, data: run(
-          estimate, (keys, theta, state, data), (True, False, True, streamed),
-          (False, True)))
+  return mapped
 
 
-def _combine(out: base.EstimatorOut) -> base.EstimatorOut:
-  """Means over devices, weighted by the copies that each is over."""
-  total = jax.lax.psum(out.copies, AXIS)
+def _combine(outs: dict[str, base.EstimatorOut]
+             ) -> dict[str, base.EstimatorOut]:
+  """Means over devices, weighted by the copies that each is over.
 
-  def mean(x):
+  With one collective for everything: a CPU device waits for the others in a
+  thread that they may need, and with several, all threads can be waiting.
+  """
+  def weigh(out):
     # A device that dropped all of its copies has a mean of nothing.
-    part = jnp.where(out.copies > 0, x * out.copies, jnp.zeros_like(x))
-    return jax.lax.psum(part, AXIS) / total
+    part = lambda x: jnp.where(out.copies > 0, x * out.copies, 0)
+    return out._replace(meta_loss=part(out.meta_loss),
+                        grad=jax.tree.map(part, out.grad))
 
-  return base.EstimatorOut(
-      mean(out.meta_loss), jax.tree.map(mean, out.grad), total,
-      jax.lax.psum(out.info, AXIS))
+  sums, unravel = jax.flatten_util.ravel_pytree(
+      {name: weigh(out) for name, out in outs.items()})
+  sums = unravel(jax.lax.psum(sums, AXIS))
+  return {name: out._replace(
+      meta_loss=out.meta_loss / out.copies,
+      grad=jax.tree.map(lambda x, n=out.copies: x / n, out.grad))
+          for name, out in sums.items()}
 
 
 def replicate(tree: Any, devices: jax.sharding.Mesh) -> Any:

@@ -51,8 +51,8 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
   """
   root = jax.random.key(seed)
   devices = parallel.mesh(copies, 1) if devices is None else devices
-  estimators = {name: parallel.shard(estimator, devices, how, streamed)
-                for name, estimator in estimators.items()}
+  init_states, estimate = parallel.shard(
+      estimators, devices, how, streamed)
   weights = {name: (weights or {}).get(name, 1.0) for name in estimators}
   mean = lambda values: sum(
       weights[name] * x for name, x in values.items()) / sum(weights.values())
@@ -60,17 +60,14 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
   def init():
     theta = lopt.init(jax.random.fold_in(root, 0))
     keys = task_keys(jax.random.fold_in(root, 1), estimators, copies)
-    states = {name: estimator.init(keys[name], theta)
-              for name, estimator in estimators.items()}
     return base.MetaState(
-        jnp.zeros([], jnp.int32), theta, theta_opt.init(theta), states)
+        jnp.zeros([], jnp.int32), theta, theta_opt.init(theta),
+        init_states(keys, theta))
 
   def step(state, data):
     keys = task_keys(key_of_step(seed, state.step), estimators, copies)
-    outs, states = {}, {}
-    for name, estimator in estimators.items():
-      outs[name], states[name] = estimator.estimate(
-          keys[name], state.theta, state.estimator_states[name], data[name])
+    outs, states = estimate(
+        keys, state.theta, state.estimator_states, data)
     names, grads = list(outs), [out.grad for out in outs.values()]
     grad = jax.tree.map(lambda *x: mean(dict(zip(names, x))), *grads)
     updates, opt_state = theta_opt.update(grad, state.opt_state, state.theta)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from learned_opt import optimizers
 from learned_opt import parametrizations
 from meta_train import estimators
 from meta_train import parallel
+from meta_train import program
 from meta_train import train
 import mulo
 from tasks import suite
@@ -40,16 +42,15 @@ def outs(estimator, theta, count, how, data=TASK.data):
   """Raw estimates of the first outer steps on so many devices."""
   devices = parallel.mesh(COPIES, count)
   assert devices.size == count
-  sharded = parallel.shard(estimator, devices, how)
+  init, estimate = parallel.shard({"task": estimator}, devices, how)
   keys = jax.random.split(jax.random.key(0), COPIES)
-  state = jax.jit(sharded.init)(keys, theta)
-  estimate = jax.jit(sharded.estimate)
+  state = jax.jit(init)({"task": keys}, theta)
+  estimate = jax.jit(estimate)
   found = []
   for t in range(2):
-    out, state = estimate(
-        jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys), theta,
-        state, data)
-    found.append(out)
+    new = jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys)
+    out, state = estimate({"task": new}, theta, state, {"task": data})
+    found.append(out["task"])
   return jax.device_get(found), jax.device_get(state)
 
 
@@ -113,8 +114,21 @@ def test_meshes():
   assert parallel.mesh(7, 4).size == 1
   assert parallel.mesh(100, 0).size == 5
   with pytest.raises(ValueError, match="available: shard_map, pmap"):
-    parallel.shard(estimators.get("pes", task=TASK, opt_fn=sgd),
+    parallel.shard({"task": estimators.get("pes", task=TASK, opt_fn=sgd)},
                    parallel.mesh(8), "nope")
+
+
+def test_one_collective_in_an_outer_step():
+  """More of them can block each other's threads on CPU devices."""
+  config = tiny_config.get_config()
+  config.update(devices=2)
+  built = program.build(config, None)
+  data, = built.data(0, 1)
+  text = jax.jit(built.step).lower(built.init(), data).compile().as_text()
+  collectives = re.findall(
+      r" (all-reduce|all-gather|collective-permute|all-to-all|"
+      r"reduce-scatter)(?:-start)?\(", text)
+  assert collectives == ["all-reduce"]
 
 
 def test_hosts(tmp_path):
