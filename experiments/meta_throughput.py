@@ -142,7 +142,7 @@ def main(argv):
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   workdir = pathlib.Path(FLAGS.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  jax.config.update("jax_num_cpu_devices", train.cpu_cores())
+  parallel.set_cpu_devices()
   tables = {"busy": busy(quickstart.get_config(), workdir, 100, FLAGS.rounds)}
   tables["results"] = pd.concat(
       [measure(name, FLAGS.rounds) for name in FLAGS.optimizers])

@@ -5,7 +5,8 @@ divided among them. What is estimated is a weighted mean over the devices, so
 the results do not depend on their number but for rounding.
 """
 
-from typing import Any, Callable, Sequence
+import os
+from typing import Any, Callable
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,32 +22,52 @@ MAPS = ("shard_map", "pmap")
 P = jax.sharding.PartitionSpec
 
 
+def cpu_cores() -> int:
+  """Cores that are ours."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def set_cpu_devices(at_most: int = 0) -> None:
+  """Makes CPU devices that `mesh` can use; before anything else.
+
+  More than those: JAX has as many threads as devices, and one that waits, for
+  another device or for its share of a matrix product, blocks a thread. Without
+  some to spare, all of them can be blocked for good.
+
+  Args:
+    at_most: as for `mesh`.
+  """
+  jax.config.update("jax_num_cpu_devices", 2 * (at_most or cpu_cores()) + 1)
+
+
 def mesh(copies: int, at_most: int = 0) -> jax.sharding.Mesh:
   """Devices that the copies of a task are divided among, equally.
 
   Args:
     copies: of each task.
-    at_most: use no more devices than that; 0 for all. Of one process' devices,
-      the largest number is taken that divides the copies.
+    at_most: use no more devices of a process than that; 0 for all, on a CPU
+      for one per core. The largest number is taken that divides the copies.
 
   Raises:
-    ValueError: the devices of several processes do not divide the copies.
+    ValueError: several processes, and their devices do not divide the copies.
   """
-  devices = jax.devices()
-  if jax.process_count() > 1:
-    if copies % len(devices):
-      raise ValueError(
-          f"{copies} copies of a task cannot be divided among the "
-          f"{len(devices)} devices of {jax.process_count()} processes: let "
-          "config.copies be a multiple of that.")
-    return _mesh(devices)
-  count = min(at_most or len(devices), len(devices))
-  while copies % count:
+  cpu = jax.default_backend() == "cpu"
+  count = at_most or (cpu_cores() if cpu else jax.local_device_count())
+  count = min(count, jax.local_device_count())
+  processes = jax.process_count()
+  while processes == 1 and copies % count:
     count -= 1
-  return _mesh(devices[:count])
-
-
-def _mesh(devices: Sequence) -> jax.sharding.Mesh:
+  if copies % (processes * count):
+    raise ValueError(
+        f"{copies} copies of a task cannot be divided among {count} devices of "
+        f"each of {processes} processes: let config.copies be a multiple of "
+        f"{processes * count}, or change config.devices.")
+  by_process: dict[int, list] = {}
+  for device in jax.devices():
+    by_process.setdefault(device.process_index, []).append(device)
+  devices = [d for found in by_process.values() for d in found[:count]]
   return jax.sharding.Mesh(
       np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -107,8 +128,8 @@ def _pmap(fn, devices, divided, out_divided):
   first = lambda x: x[0]
 
   def mapped(*args):
-    args = [jax.tree.map(split, x) if flag else x
-            for x, flag in zip(args, divided)]
+    args = tuple(jax.tree.map(split, x) if flag else x
+                 for x, flag in zip(args, divided))
     outs = jax.pmap(
         fn, AXIS, in_axes=tuple(0 if flag else None for flag in divided),
         devices=list(devices.devices.flat))(*args)

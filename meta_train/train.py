@@ -13,7 +13,6 @@ On several hosts, start it on each with --coordinator=address:port,
 """
 
 import contextlib
-import os
 import pathlib
 import signal
 import sys
@@ -268,18 +267,10 @@ def define_flags() -> None:
   flags.mark_flags_as_required(["config", "workdir"])
 
 
-def cpu_cores() -> int:
-  """Cores that are ours; as many devices, since one keeps one core busy."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def connect(found) -> None:
   """Sets up devices and processes as flags and config say."""
   logging.set_verbosity(logging.WARNING)
-  jax.config.update(
-      "jax_num_cpu_devices", found.config.devices or cpu_cores())
+  parallel.set_cpu_devices(found.config.devices)
   given = (found.coordinator, found.num_processes, found.process_id)
   if found.cluster or any(x is not None for x in given):
     if not found.cluster and any(x is None for x in given):

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# For the tests of several devices; all others run on the first.
-jax.config.update("jax_num_cpu_devices", 8)
+# For the tests of 8 devices, see `parallel.set_cpu_devices`; all others run on
+# the first.
+jax.config.update("jax_num_cpu_devices", 17)
 # Compiled programs are kept from one test run to the next.
 jax.config.update("jax_compilation_cache_dir", os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",

@@ -65,7 +65,7 @@ ENVIRONMENT = {
     **os.environ, "PYTHONPATH": str(ROOT / "tests"),
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    "JAX_NUM_CPU_DEVICES": "8"}  # as in conftest.py, for the same bits
+    "JAX_NUM_CPU_DEVICES": "17"}  # as in conftest.py, for the same bits
 
 
 # Runs meta-training and kills the process, as `kill -9` does, at one point.
