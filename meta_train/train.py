@@ -65,8 +65,7 @@ class Clock:
   def reason(self) -> str | None:
     """Why to stop now; None to go on. Called at regular intervals.
 
-    Raises:
-      Nothing; on several processes all get the same answer.
+    Of several processes, all get the same answer.
     """
     now = time.monotonic()
     interval, self._last = now - self._last, now
