@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -38,8 +39,8 @@ class Checkpointer:
   def restore_latest(self, like: base.MetaState) -> base.MetaState | None:
     """The newest state that can be read, as host arrays; None if none is saved.
 
-    Warns of checkpoints that cannot be read, and removes them once an earlier
-    one could be.
+    Warns of checkpoints that cannot be read, and moves them to the folder
+    "damaged" once an earlier one could be.
 
     Args:
       like: gives shapes and dtypes.
@@ -60,13 +61,21 @@ class Checkpointer:
         damaged.append(step)
         continue
       for bad in damaged:
-        self._manager.delete(bad)
+        self._set_aside(bad)
       return state
     if damaged:
       raise OSError(
           f"None of the checkpoints in {self._manager.directory} can be read. "
           "Remove that folder to begin again.")
     return None
+
+  def _set_aside(self, step):
+    folder = pathlib.Path(self._manager.directory)
+    kept = folder.with_name("damaged")
+    kept.mkdir(exist_ok=True)
+    shutil.rmtree(kept / str(step), ignore_errors=True)
+    (folder / str(step)).rename(kept / str(step))
+    self._manager.reload()
 
   def _restore(self, step, like):
     found = self._manager.restore(step, args=ocp.args.Composite(

@@ -41,9 +41,9 @@ class Writer:
         self._board.add_scalar(name, value, step)
 
   def lowest(self, name: str) -> float:
-    """The least value of a metric so far; infinity if it has none."""
-    return min((row[name] for row in self._rows if name in row),
-               default=math.inf)
+    """The least finite value of a metric so far; infinity if it has none."""
+    return min((row[name] for row in self._rows
+                if math.isfinite(row.get(name, math.inf))), default=math.inf)
 
   def summary(self, result: pathlib.Path) -> str:
     """What a run did, in some lines."""
@@ -63,7 +63,7 @@ class Writer:
                    f"of {len(self._rows)} rows of metrics")
     if math.isfinite(self.lowest("evaluation")):
       best = min((row["evaluation"], row["step"]) for row in self._rows
-                 if "evaluation" in row)
+                 if math.isfinite(row.get("evaluation", math.inf)))
       lines.append(f"lowest loss on held-out tasks {best[0]:.4f}, after "
                    f"{best[1]} steps: {result.with_name('best.safetensors')}")
     return "\n".join([*lines, f"Wrote {result}"])

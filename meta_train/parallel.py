@@ -67,6 +67,10 @@ def mesh(copies: int, at_most: int = 0) -> jax.sharding.Mesh:
   by_process: dict[int, list] = {}
   for device in jax.devices():
     by_process.setdefault(device.process_index, []).append(device)
+  if any(len(found) != jax.local_device_count()
+         for found in by_process.values()):
+    raise ValueError("Processes have different numbers of devices: set "
+                     "config.devices to what all of them have.")
   devices = [d for found in by_process.values() for d in found[:count]]
   return jax.sharding.Mesh(
       np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
@@ -93,6 +97,8 @@ def shard(estimators: dict[str, base.GradientEstimator],
   if how not in MAPS:
     raise ValueError(
         f"Unknown mapping {how!r}; available: {', '.join(MAPS)}.")
+  if how == "pmap" and jax.process_count() > 1:
+    raise ValueError("Mapping 'pmap' is for one process; use 'shard_map'.")
 
   def init(keys, theta):
     return {name: estimator.init(keys[name], theta)
@@ -213,8 +219,13 @@ def from_first(tree: Any) -> Any:
   """Host arrays of process 0, on every process."""
   if jax.process_count() == 1:
     return tree
+  # As bytes: it is a sum with zeros, which would turn -0.0 into 0.0.
+  raw = lambda x: np.frombuffer(np.asarray(x).tobytes(), np.uint8)
+  found = multihost_utils.broadcast_one_to_all(jax.tree.map(raw, tree))
   return jax.tree.map(
-      np.asarray, multihost_utils.broadcast_one_to_all(tree))
+      lambda x, data: np.frombuffer(
+          np.asarray(data).tobytes(), np.asarray(x).dtype).reshape(np.shape(x)),
+      tree, found)
 
 
 def anywhere(flag: bool) -> bool:

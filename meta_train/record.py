@@ -16,7 +16,7 @@ import optax
 # where devices differ, not its result.
 NOT_IN_RESULT = (
     "log_every", "checkpoint_every", "keep_checkpoints", "max_minutes",
-    "devices", "mapping", "stream", "evaluation")
+    "devices", "stream", "evaluation")
 
 
 def software(devices: int) -> dict:

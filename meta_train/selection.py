@@ -14,7 +14,7 @@ class Evaluator:
   """Trains networks with a frozen theta; compiled once.
 
   The loss of a task is the mean over seeds of its normalised loss on the split
-  "outer_valid" at the end, so a run that diverges counts as the worst.
+  "outer_valid" at the end; with a NaN, theta is never the best.
   """
 
   def __init__(self, config, data_dir: str | None):

@@ -8,6 +8,7 @@ import concurrent.futures
 from typing import Any, Iterator
 
 import jax
+import jax.numpy as jnp
 
 from meta_train import parallel
 from meta_train import step as step_lib
@@ -21,12 +22,17 @@ def task_of(task: tasks_base.Task) -> tasks_base.Task:
   """The task, drawing from prepared batches: those of one outer step.
 
   A split is {"keys" [n, 2], "batches" [n, ...]}, and a batch is found by the
-  key that it was drawn with.
+  key that it was drawn with. Of a key that was not prepared it is NaN.
   """
   def sample_batch(key, split):
-    same = split["keys"] == jax.random.key_data(key)[None]
-    index = same.all(1).argmax()
-    return jax.tree.map(lambda x: x[index], split["batches"])
+    same = (split["keys"] == jax.random.key_data(key)[None]).all(1)
+
+    def pick(x):
+      found = x[same.argmax()]
+      return jnp.where(same.any(), found, jnp.nan) if jnp.issubdtype(
+          x.dtype, jnp.floating) else found
+
+    return jax.tree.map(pick, split["batches"])
 
   return task._replace(sample_batch=sample_batch)
 

@@ -13,6 +13,7 @@ On several hosts, start it on each with --coordinator=address:port,
 """
 
 import contextlib
+import json
 import pathlib
 import signal
 import sys
@@ -98,7 +99,7 @@ def check_finite(rows: list[dict], first_step: int) -> None:
           f"Outer step {first_step + i} gave {bad}. Set config.estimator."
           "drop_nonfinite to leave copies with such a meta-loss out (it is of "
           "no use where all of a task's are), or lower theta_opt."
-          "learning_rate.")
+          "learning_rate; with another --workdir, for that is another run.")
 
 
 def artifact(config, theta: Any, software: list[dict], step: int,
@@ -143,9 +144,12 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   folder = pathlib.Path(workdir)
   result = folder / "theta.safetensors"
   program_lib.check(config)
-  record.compare_config(config, folder / "config.json")
-  if result.exists():
-    artifact_lib.read(result)
+  with _together():
+    record.compare_config(config, folder / "config.json")
+    _compare_evaluation(config, folder / "best.safetensors")
+  if parallel.anywhere(result.exists()):
+    if result.exists():
+      artifact_lib.read(result)
     print(f"{folder} is finished: {result}", flush=True)
     return result
   program = program_lib.build(config, data_dir)
@@ -153,23 +157,24 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   like = jax.eval_shape(program.init)
   with contextlib.ExitStack() as stack:
     stack.enter_context(clock)
-    saved = restored = None
+    saved = restored = evaluator = None
     used: list[dict] = []
-    if first:
-      evaluator = (selection.Evaluator(config, data_dir)
-                   if config.evaluation.every else None)
-      folder.mkdir(parents=True, exist_ok=True)
-      used = record.note_software(
-          config, folder / "config.json", program.devices.size)
-      saved = stack.enter_context(checkpoint.Checkpointer(
-          folder / "checkpoints", config.keep_checkpoints))
-      restored = saved.restore_latest(like)
+    with _together():
+      if first:
+        if config.evaluation.every:
+          evaluator = selection.Evaluator(config, data_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        used = record.note_software(
+            config, folder / "config.json", program.devices.size)
+        saved = stack.enter_context(checkpoint.Checkpointer(
+            folder / "checkpoints", config.keep_checkpoints))
+        restored = saved.restore_latest(like)
     state = _begin(program, like, restored)
     writer = stack.enter_context(metrics_lib.Writer(
         folder / "metrics.jsonl" if first else None, int(state.step),
         folder / "tensorboard" if tensorboard else None))
     select = None
-    if first and evaluator is not None:
+    if evaluator is not None:
       select = _selector(config, evaluator, used, writer, folder)
     state = _loop(config, program, state, saved, writer, clock, select)
   if first:
@@ -177,6 +182,30 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
         config, state.theta, used, config.num_steps))
     print(writer.summary(result), flush=True)
   return result
+
+
+@contextlib.contextmanager
+def _together():
+  """What fails on one process fails on all, which else would wait for it."""
+  error = None
+  try:
+    yield
+  except Exception as e:  # pylint: disable=broad-except
+    error = e
+  if parallel.anywhere(error is not None):
+    raise error or OSError("Another process failed; see what it says.")
+
+
+def _compare_evaluation(config, path: pathlib.Path) -> None:
+  """Raises ValueError if the best theta so far was found by other tasks."""
+  if not config.evaluation.every or not path.exists():
+    return
+  old = artifact_lib.read(path).record["evaluation"]["config"]
+  now = json.loads(json.dumps(config.evaluation.to_dict()))
+  if dict(old, every=0) != dict(now, every=0):
+    raise ValueError(
+        f"{path} was chosen with other settings of config.evaluation; use "
+        "those, or move it away.")
 
 
 def _begin(program: program_lib.Program, like: base.MetaState,

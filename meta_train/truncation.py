@@ -10,15 +10,11 @@ class Lengths(NamedTuple):
   """Episode lengths.
 
   Attributes:
-    truncation: inner steps per estimate; lengths are multiples of it.
-    longest: most inner steps of an episode.
     sample: `(key, outer_step) -> length`, int32 scalars; for an episode that
       begins at that outer step.
     first: `(key) -> length`; for the very first episode of a copy.
   """
 
-  truncation: int
-  longest: int
   sample: Callable[[jax.Array, jax.Array], jax.Array]
   first: Callable[[jax.Array], jax.Array]
 
@@ -67,4 +63,4 @@ def lengths(truncation: int, shortest: int, longest: int, curriculum: int = 0,
     return truncation * jax.random.randint(
         stagger_key, (), 1, length // truncation + 1)
 
-  return Lengths(truncation, longest, sample, first)
+  return Lengths(sample, first)

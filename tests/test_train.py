@@ -297,6 +297,7 @@ def test_damaged_checkpoints(how, finished, tmp_path, capsys):
   train.meta_train(tiny_config.get_config(), str(folder))
   assert "checkpoint of step 40 cannot be read" in capsys.readouterr().err
   assert same_result(folder, finished)
+  assert (folder / "damaged" / "40").is_dir()
   (folder / "theta.safetensors").unlink()
   damage(folder / "checkpoints", how)
   with pytest.raises(OSError, match="None of the checkpoints.*Remove"):
@@ -381,6 +382,10 @@ def test_evaluation_keeps_the_best(finished, tmp_path):
   best = mulo.read(tmp_path / "best.safetensors")
   assert best.record["steps"] == min(found, key=found.get)
   assert best.record["evaluation"]["loss"]["evaluation"] == min(found.values())
+  config.evaluation.num_steps = 4
+  with pytest.raises(ValueError, match="other settings of config.evaluation"):
+    train.meta_train(config, str(tmp_path))
+  config.evaluation.num_steps = 3
   # Looking at theta does not change it.
   name = "theta.safetensors"
   assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
