@@ -35,12 +35,14 @@ class Parametrization(NamedTuple):
     init_std: `(shape, base_shape) -> float`, standard deviation at init.
     output_mult: `(shape, base_shape) -> float`, factor on what the forward
       pass computes with this parameter.
+    attention_mult: `(head_size) -> float`, factor on query times key.
     update_mult: `(shape, base_shape) -> float`, factor on the update.
     needs_base_shapes: whether `update_mult` depends on the base shape.
   """
 
   init_std: Callable[[tuple, tuple], float]
   output_mult: Callable[[tuple, tuple], float]
+  attention_mult: Callable[[int], float]
   update_mult: Callable[[tuple, tuple], float]
   needs_base_shapes: bool
 

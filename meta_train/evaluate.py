@@ -17,7 +17,8 @@ class Result(NamedTuple):
 
   Attributes:
     train_loss: loss of each batch before its update, [runs, num_steps].
-    final: {split: {"loss", "accuracy": [runs]}} of the final parameters.
+    final: {split: {"loss": [runs], ...}} of the final parameters, with what
+      else the task tells, such as "accuracy".
   """
 
   train_loss: np.ndarray
@@ -62,7 +63,8 @@ def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
       state, loss = advance(state, thetas, keys, data, steps)
       losses.append(np.asarray(loss))
       on_chunk(steps)
-    found = final(state.params, {s: data[s] for s in ("outer_valid", "test")})
+    found = final(unroll.task_params(state.params, state.scales),
+                  {s: data[s] for s in ("outer_valid", "test")})
     return Result(np.concatenate(losses, 1), jax.device_get(found))
 
   return run

@@ -16,6 +16,7 @@ from meta_train import parallel
 from meta_train import step as step_lib
 from meta_train import stream
 from meta_train import unroll
+from tasks import augment
 from tasks import base as tasks_base
 from tasks import suite
 
@@ -36,9 +37,13 @@ class Program(NamedTuple):
   devices: jax.sharding.Mesh
 
 
+# What a section says beside the settings of what it names.
+NOT_SETTINGS = ("name", "weight", "augment", "num_steps")
+
+
 def settings_of(section) -> dict:
-  """A section of the config without its name, as keyword arguments."""
-  return {k: v for k, v in section.items() if k not in ("name", "weight")}
+  """The settings in a section of the config, as keyword arguments."""
+  return {k: v for k, v in section.items() if k not in NOT_SETTINGS}
 
 
 def optimizer(config) -> learned_opt_base.LearnedOptimizer:
@@ -65,6 +70,8 @@ def tasks(config, sections, data_dir: str | None
   for name, section in sections.items():
     task = suite.get(section.name, parametrization, data_dir=data_dir,
                      **settings_of(section))
+    if section.get("augment"):
+      task = augment.reparametrize(task, **section.augment)
     found[name] = task, unroll.scaled(opt_fn, parametrization, task)
   return found
 

@@ -19,16 +19,19 @@ class InnerState(NamedTuple):
   """One network in training.
 
   Attributes:
-    params: parameters of the task.
+    params: what the inner optimizer sees: the parameters of the task, over
+      `scales`.
     opt_state: state of the inner optimizer.
     step: inner steps taken in this episode, int32 scalar.
     length: inner steps of this episode, int32 scalar.
+    scales: factors of this episode, see `tasks.augment`; () for none.
   """
 
   params: Any
   opt_state: Any
   step: jax.Array
   length: jax.Array
+  scales: Any = ()
 
 
 def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
@@ -48,11 +51,19 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
 def start(task: tasks_base.Task, opt_fn: OptFn, theta: Any, key: jax.Array,
           length: jax.Array) -> InnerState:
   """A network at initialisation, to be trained for `length` inner steps."""
-  params = task.init(key)
+  params, scales = task.init(key), ()
+  if task.scales is not None:
+    scales = task.scales(jax.random.fold_in(key, 1), params)
+    params = jax.tree.map(jnp.divide, params, scales)
   opt_state = opt_fn(theta, num_steps=length).init(params)
   return InnerState(
       params, opt_state, jnp.zeros([], jnp.int32),
-      jnp.asarray(length, jnp.int32))
+      jnp.asarray(length, jnp.int32), scales)
+
+
+def task_params(params: Any, scales: Any) -> Any:
+  """Parameters of the task, from those of an `InnerState` and its scales."""
+  return jax.tree.map(jnp.multiply, params, scales) if scales else params
 
 
 def key_of_truncation(key: jax.Array) -> jax.Array:
@@ -91,19 +102,24 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
     The state after the steps, and the recorded losses, float32 [num_steps].
   """
   tx = opt_fn(theta, num_steps=state.length)
+  scales = state.scales
+
+  def loss_of(params, key, batch):
+    return task.loss(task_params(params, scales), key, batch)
 
   def inner_step(state, keys):
     batch_key, loss_key, valid_key = keys
     batch = task.sample_batch(batch_key, data["train"])
-    (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
+    (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params, loss_key, batch)
     updates, opt_state = tx.update(
         grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     if loss_split != "train":
       batch = task.sample_batch(valid_key, data[loss_split])
-      loss, _ = task.loss(params, loss_key, batch)
-    return InnerState(params, opt_state, state.step + 1, state.length), loss
+      loss, _ = loss_of(params, loss_key, batch)
+    return InnerState(
+        params, opt_state, state.step + 1, state.length, scales), loss
 
   return jax.lax.scan(
       jax.checkpoint(inner_step) if remat else inner_step, state,

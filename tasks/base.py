@@ -4,6 +4,8 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 
+from tasks import normalizers
+
 SPLITS = ("train", "inner_valid", "outer_valid", "test")
 META_SPLITS = SPLITS[:-1]  # those that meta-training may look at
 
@@ -21,8 +23,11 @@ class Task(NamedTuple):
       "test" for reporting. No example is in two of them.
     base_shapes: shapes (`jax.ShapeDtypeStruct`) of the params of the same
       network at another width, or None where there is no width.
-    normalize: loss -> what a meta-loss averages: where the task has a worst
-      loss, a bounded one, with NaN counting as the worst; else the loss.
+    normalize: loss -> what a meta-loss averages.
+    chance_loss: the loss of guessing without looking at the input, or None.
+    optimum: `() -> params` of least train loss, or None where nobody knows it.
+    scales: `(key, params) -> factors`, redrawn for every episode: an optimizer
+      sees `params / factors`, see `tasks.augment`. None for no factors.
   """
 
   init: Callable[[jax.Array], Any]
@@ -30,4 +35,7 @@ class Task(NamedTuple):
   sample_batch: Callable[[jax.Array, Any], Any]
   data: dict[str, Any]
   base_shapes: Any
-  normalize: Callable[[jax.Array], jax.Array]
+  normalize: normalizers.Normalizer
+  chance_loss: float | None = None
+  optimum: Callable[[], Any] | None = None
+  scales: Callable[[jax.Array, Any], Any] | None = None

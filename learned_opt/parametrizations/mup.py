@@ -6,6 +6,7 @@
 | hidden                | 1/sqrt(fan_in) | 1           | 1/fan_in    |
 | output                | 0              | 1/fan_in    | 1           |
 
+Attention logits are multiplied by 1 / head size.
 fan_in is absolute: there is no base width at which the multipliers are 1.
 The update multipliers hold for updates whose entries do not depend on width,
 such as those of Adam and of learned optimizers with normalised features.
@@ -37,4 +38,5 @@ def make() -> base.Parametrization:
     return 1.0
 
   return base.Parametrization(
-      init_std, output_mult, update_mult, needs_base_shapes=True)
+      init_std, output_mult, lambda head_size: 1 / head_size, update_mult,
+      needs_base_shapes=True)

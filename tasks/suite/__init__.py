@@ -16,9 +16,9 @@ def get(name: str, parametrization, /, data_dir: str | None = None,
 
   Args:
     name: one of `names()`.
-    parametrization: object with `init_std`, `output_mult` and `update_mult`,
-      functions of (shape, base shape).
-    data_dir: see `tasks.data.image_data`; families without files do not
+    parametrization: object with `init_std` and `output_mult`, functions of
+      (shape, base shape), and `attention_mult`, one of the size of a head.
+    data_dir: see `tasks.data.image_data`; families without data do not
       get it.
     **settings: passed to the `make` of the family.
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tasks import base
+from tasks import normalizers
 
 
 def make(parametrization, dim: int = 4, condition: float = 3.0) -> base.Task:
@@ -30,4 +31,5 @@ def make(parametrization, dim: int = 4, condition: float = 3.0) -> base.Task:
   return base.Task(
       init, loss, sample_batch=lambda key, split: {},
       data={split: {} for split in base.SPLITS}, base_shapes=None,
-      normalize=lambda value: value)
+      normalize=normalizers.Normalizer(),
+      optimum=lambda: {"p": jnp.zeros([dim], jnp.float32)})

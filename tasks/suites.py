@@ -1,0 +1,92 @@
+"""Named suites of tasks: to meta-train on, and to judge on.
+
+A suite is {name of the task: section}, a section what `config.tasks` takes:
+"name" is the family, the rest are its settings; "num_steps" in `heldout` is the
+horizon to judge at. No pair of family and data set in `heldout` is in a suite
+for training; its networks are wider or deeper than all of their family that
+are trained on, and its horizons longer.
+"""
+
+from typing import Any
+
+TRAINING = ("train_small", "train_wide")
+
+_SHIFTED = {"level": "tensor", "low": 0.1, "high": 10.0}
+
+# Cheap, and without files: digits, and the source of Python.
+_TRAIN_SMALL: dict[str, dict[str, Any]] = {
+    "mlp_w16_d2": {"name": "mlp", "width": 16, "depth": 2},
+    "mlp_w32_d4": {"name": "mlp", "width": 32, "depth": 4},
+    "mlp_w32_d2_shifted": {"name": "mlp", "width": 32, "depth": 2,
+                           "augment": _SHIFTED},
+    "autoencoder_w32": {"name": "autoencoder", "width": 32},
+    "conv_w8": {"name": "conv", "width": 8, "batch_size": 32},
+    "vit_w16": {"name": "vit", "width": 16, "batch_size": 16},
+    "lm_w16": {"name": "transformer_lm", "width": 16, "length": 16,
+               "batch_size": 8},
+    "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 16, "batch_size": 8},
+    "logistic": {"name": "logistic_regression"},
+}
+
+_MNIST = {"dataset": "mnist", "image_size": 14}
+
+_TRAIN_WIDE: dict[str, dict[str, Any]] = {
+    **{f"mlp_w{width}_d{depth}": {
+        "name": "mlp", **_MNIST, "width": width, "depth": depth}
+       for width, depth in ((32, 1), (64, 3), (128, 2), (128, 6))},
+    "mlp_w64_noisy": {"name": "mlp", **_MNIST, "width": 64,
+                      "label_noise": 0.2},
+    "mlp_w64_shifted": {"name": "mlp", **_MNIST, "width": 64,
+                        "augment": _SHIFTED},
+    "autoencoder_w64": {"name": "autoencoder", **_MNIST, "width": 64},
+    "conv_w16": {"name": "conv", **_MNIST, "width": 16, "pooling": "max"},
+    "conv_w16_norm": {"name": "conv", **_MNIST, "width": 16, "depth": 3,
+                      "norm": "layer"},
+    "vit_w32": {"name": "vit", **_MNIST, "width": 32, "patch": 7, "depth": 2},
+    "lm_w32": {"name": "transformer_lm", "width": 32, "depth": 2},
+    "lm_w32_tied": {"name": "transformer_lm", "width": 32, "tied": True,
+                    "positions": "learned"},
+    "rnn_w32": {"name": "rnn_lm", "width": 32, "cell": "lstm"},
+}
+
+_CIFAR = {"dataset": "cifar10", "image_size": 16, "standardize": True}
+_SHAKESPEARE = {"dataset": "tinyshakespeare", "length": 64}
+
+_HELDOUT: dict[str, dict[str, Any]] = {
+    **{f"mlp_w{width}_d{depth}": {
+        "name": "mlp", **_CIFAR, "width": width, "depth": depth}
+       for width, depth in ((256, 3), (512, 3), (128, 12))},
+    "autoencoder_w256": {"name": "autoencoder", **_CIFAR, "width": 256,
+                         "depth": 2},
+    "conv_w32": {"name": "conv", **_CIFAR, "width": 32, "depth": 3},
+    "resnet_w16": {"name": "resnet", **_CIFAR, "width": 16, "stages": 3},
+    "vit_w64": {"name": "vit", **_CIFAR, "width": 64, "depth": 3, "patch": 4},
+    "lm_w64": {"name": "transformer_lm", **_SHAKESPEARE, "width": 64,
+               "depth": 3},
+    "lm_w64_wikitext": {"name": "transformer_lm", "dataset": "wikitext2",
+                        "length": 64, "width": 64, "depth": 3},
+    "rnn_w64": {"name": "rnn_lm", **_SHAKESPEARE, "width": 64,
+                "cell": "lstm"},
+}
+
+_SUITES = {
+    "train_small": _TRAIN_SMALL, "train_wide": _TRAIN_WIDE,
+    "heldout": {name: {**section, "num_steps": 2000}
+                for name, section in _HELDOUT.items()}}
+
+
+def names() -> list[str]:
+  """Names of the suites."""
+  return list(_SUITES)
+
+
+def get(name: str) -> dict[str, dict[str, Any]]:
+  """The sections of a suite, copied.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if name not in _SUITES:
+    raise ValueError(
+        f"Unknown suite {name!r}; available: {', '.join(_SUITES)}.")
+  return {task: dict(section) for task, section in _SUITES[name].items()}

@@ -1,0 +1,379 @@
+"""Readers of data sets, on real files and on damaged ones."""
+
+import gzip
+import importlib
+import os
+import pathlib
+import struct
+import sys
+import tracemalloc
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from tasks import base
+from tasks import data as data_lib
+from tasks import formats
+from tasks import images as images_lib
+
+DATA_DIR = os.environ.get("MULO_DATA_DIR")
+needs_files = pytest.mark.skipif(
+    not DATA_DIR, reason="MULO_DATA_DIR, the folder of data sets, is not set")
+on_file = lambda name: pytest.param(name, marks=needs_files)
+DATA_SETS = {"digits": 1797, "mnist": 70000, "cifar10": 24000}
+IMAGE_SETS = ["digits", on_file("mnist"), on_file("cifar10")]
+TEXTS = ["python", on_file("tinyshakespeare"), on_file("wikitext2")]
+
+
+@pytest.mark.parametrize("name", IMAGE_SETS)
+def test_image_splits_are_disjoint_and_complete(name):
+  data = data_lib.image_data(name)
+  assert set(data.splits) == set(base.SPLITS)
+  images = [x["image"].reshape(len(x["image"]), -1)
+            for x in data.splits.values()]
+  assert sum(len(x) for x in images) == DATA_SETS[name]
+  # Pixels identify an example: count those that stand in two splits.
+  sets = [{x.tobytes() for x in part} for part in images]
+  assert sum(map(len, sets)) == len(set.union(*sets))
+
+
+@pytest.mark.parametrize("name", IMAGE_SETS)
+def test_examples_are_what_they_should_be(name):
+  data = data_lib.image_data(name)
+  for split in data.splits.values():
+    assert split["image"].dtype == np.uint8
+    assert split["label"].dtype == np.int32
+    assert split["image"].max() == data.max_value
+    counts = np.bincount(split["label"], minlength=data.num_classes)
+    assert counts.min() > 0.05 * counts.sum()  # every class in every split
+
+
+def test_permutation_is_fixed():
+  """Splits must not change between versions: this is their fingerprint."""
+  label = data_lib.image_data("digits").splits["test"]["label"]
+  assert label[:12].tolist() == [1, 5, 0, 7, 1, 0, 6, 1, 5, 4, 9, 2]
+
+
+@needs_files
+def test_memory_of_loading_mnist():
+  data_lib._image_data.cache_clear()
+  tracemalloc.start()
+  try:
+    data = data_lib.image_data("mnist")
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  size = sum(x.nbytes for split in data.splits.values()
+             for x in split.values())
+  assert size > 50e6
+  assert peak < 3 * size
+
+
+@needs_files
+def test_cifar_is_in_colour_and_upright():
+  image = data_lib.image_data("cifar10").splits["test"]["image"]
+  assert image.shape[1:] == (32, 32, 3)
+  means = image.mean((0, 1, 2))
+  assert means[2] < means[1] and means[2] < means[0]  # blue is the weakest
+  # The sky is above: rows get darker.
+  assert image[:, 0].mean() > image[:, -1].mean()
+  # Neighbours are alike, along both axes.
+  for axis in (1, 2):
+    assert np.abs(np.diff(image.astype(float), axis=axis)).mean() < 20  # of 70
+
+
+@needs_files
+def test_resizing_and_greyscale():
+  full = data_lib.image_data("cifar10").splits["test"]["image"]
+  data = data_lib.image_data("cifar10", size=8, greyscale=True)
+  image = data.splits["test"]["image"]
+  assert image.dtype == np.uint8 and image.shape[1:] == (8, 8, 1)
+  # Nearly the means of 4 x 4 pixels: the linear filter is wider than that.
+  means = full.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4, 5))
+  assert np.abs(image[..., 0] - means).mean() < 6
+  assert np.corrcoef(image.ravel(), means.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text(name):
+  data = data_lib.text_data(name)
+  assert data.vocab_size == 256 and set(data.splits) == set(base.SPLITS)
+  train = data.splits["train"]["token"]
+  assert train.dtype == np.uint8 and len(train) > 500_000
+  # Pieces of the other splits do not stand in the train split.
+  inside = train.tobytes()
+  for split in ("inner_valid", "outer_valid", "test"):
+    token = data.splits[split]["token"]
+    assert len(token) > 20_000
+    assert token[10_000:11_000].tobytes() not in inside
+
+
+@needs_files
+def test_text_is_complete():
+  data = data_lib.text_data("tinyshakespeare")
+  path = pathlib.Path(DATA_DIR) / "text" / "tinyshakespeare.txt"
+  joined = np.concatenate([x["token"] for x in data.splits.values()])
+  assert joined.tobytes() == path.read_bytes()
+
+
+def test_byte_pairs(tmp_path):
+  pytest.importorskip("tokenizers")
+  (tmp_path / "text").mkdir()
+  text = "the cat sat on the mat, the café is shut\n" * 400
+  (tmp_path / "text" / "cats.txt").write_text(text)
+  data = data_lib.text_data("cats", str(tmp_path), "bpe", 300)
+  tokens = [x["token"] for x in data.splits.values()]
+  assert data.vocab_size == 300 and tokens[0].dtype == np.uint16
+  assert max(x.max() for x in tokens) < 300
+  assert sum(map(len, tokens)) < 0.5 * len(text.encode())
+  again = data_lib._byte_pairs(
+      {"train": np.frombuffer(text.encode(), np.uint8)}, 300)
+  np.testing.assert_array_equal(again["train"][:50], tokens[0][:50])
+
+
+def test_standardized_pixels():
+  images = images_lib.load(standardize=True)
+  x = images.pixels(images.splits["train"]["image"])
+  np.testing.assert_allclose(
+      [np.mean(x), np.std(x)], [0, 1], atol=1e-4)
+
+
+def test_label_noise():
+  clean, noisy = (images_lib.load(label_noise=x).splits for x in (0.0, 0.5))
+  changed = np.mean(clean["train"]["label"] != noisy["train"]["label"])
+  assert 0.4 < changed < 0.5  # some draw the label that they had
+  np.testing.assert_array_equal(
+      clean["test"]["label"], noisy["test"]["label"])
+
+
+@pytest.mark.parametrize("name, message", [
+    ("minst", "Unknown data set 'minst'; available: digits, mnist"),
+    ("", "Unknown data set ''")])
+def test_unknown_data_set(name, message):
+  with pytest.raises(ValueError, match=message):
+    data_lib.image_data(name)
+
+
+@pytest.mark.parametrize("load, arguments, message", [
+    (data_lib.image_data, {"name": "digits", "size": -1}, "negative, got -1"),
+    (data_lib.text_data, {"name": "python", "vocab": "word"},
+     "Unknown vocab 'word'; available: bytes, bpe"),
+    (data_lib.text_data, {"name": "python", "vocab": "bpe", "vocab_size": 9},
+     "vocab_size must be from 257 to 65536, got 9"),
+    (data_lib.text_data, {"name": "../etc/passwd"}, "is no path"),
+    (images_lib.load, {"label_noise": 1.5}, "from 0 to 1, got 1.5")])
+def test_arguments_that_make_no_sense(load, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    load(**arguments)
+
+
+def test_without_a_folder(monkeypatch):
+  monkeypatch.delenv("MULO_DATA_DIR", raising=False)
+  for load, name in ((data_lib.image_data, "mnist"),
+                     (data_lib.text_data, "tinyshakespeare")):
+    with pytest.raises(FileNotFoundError, match="--data_dir"):
+      load(name)
+
+
+@pytest.mark.parametrize("load, name, message", [
+    (data_lib.image_data, "cifar10", "data_batch_1.bin does not exist"),
+    (data_lib.image_data, "cifar100", "train.bin does not exist"),
+    (data_lib.image_data, "imagenet32", "train_data_batch_1.npz does not"),
+    (data_lib.image_data, "fashion_mnist", "Neither .*fashion_mnist"),
+    (data_lib.text_data, "novel", "Neither .*novel.txt nor .*novel_valid.txt")])
+def test_missing_files(tmp_path, load, name, message):
+  with pytest.raises(FileNotFoundError, match=message):
+    load(name, str(tmp_path))
+
+
+IMAGES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+IDX = struct.pack(">4B3I", 0, 0, 8, 3, 2, 3, 4) + IMAGES.tobytes()
+
+
+def read(folder: pathlib.Path, content: bytes, name: str = "x"):
+  (folder / name).write_bytes(content)
+  return formats.read_idx(folder / "x", ndim=3)
+
+
+def test_idx(tmp_path):
+  np.testing.assert_array_equal(
+      read(tmp_path, gzip.compress(IDX), "x.gz"), IMAGES)
+  np.testing.assert_array_equal(read(tmp_path, IDX), IMAGES)
+
+
+@pytest.mark.parametrize("content, message", [
+    (IDX[:-1], "39 bytes.*asks for 40: the file is damaged"),
+    (IDX + b"x", "41 bytes"),
+    (IDX[:10], "not an IDX file"),
+    (b"\x00\x00\x08\x01" + IDX[4:], "starts with 00000801, expected 00000803"),
+    (b"", "not an IDX file"),
+    (b"PK\x03\x04 some zip file", "not an IDX file"),
+    (gzip.compress(IDX)[:-9], "not a complete gzip file"),
+    (gzip.compress(IDX)[:12] + b"damage" + gzip.compress(IDX)[18:],
+     "not a complete gzip file")],
+    ids=["short", "long", "header", "axes", "empty", "zip", "gzip", "damage"])
+def test_damaged_idx(tmp_path, content, message):
+  with pytest.raises(ValueError, match=message):
+    read(tmp_path, content)
+
+
+def write_mnist(folder, labels):
+  folder.mkdir()
+  image = np.zeros((2, 3, 4), np.uint8)
+  for stem in ("train", "t10k"):
+    (folder / f"{stem}-images-idx3-ubyte").write_bytes(
+        struct.pack(">4B3I", 0, 0, 8, 3, *image.shape) + image.tobytes())
+    (folder / f"{stem}-labels-idx1-ubyte").write_bytes(
+        struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + bytes(labels))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("labels, message", [
+    ([1, 2, 3], "2 images and 3 labels"), ([1, 77], "labels 1 to 77")])
+def test_idx_labels(tmp_path, name, labels, message):
+  write_mnist(tmp_path / name, labels)
+  with pytest.raises(ValueError, match=message):
+    data_lib.image_data(name, str(tmp_path))
+
+
+CIFAR = pathlib.Path("cifar-10-batches-bin")
+
+
+def write_cifar(folder, change=lambda batch: batch):
+  """Ten records per file; `change` of the second train batch."""
+  records = np.arange(10 * 3073).astype(np.uint8).reshape(10, 3073)
+  records[:, 0] = np.arange(10)
+  (folder / CIFAR).mkdir()
+  for name in ("data_batch_1", "data_batch_2", "test_batch"):
+    batch = records.tobytes()
+    (folder / CIFAR / f"{name}.bin").write_bytes(
+        change(batch) if name == "data_batch_2" else batch)
+  return records
+
+
+def test_cifar10(tmp_path):
+  records = write_cifar(tmp_path)
+  data = data_lib.image_data("cifar10", str(tmp_path))
+  assert {k: len(x["label"]) for k, x in data.splits.items()} == {
+      "train": 16, "inner_valid": 2, "outer_valid": 2, "test": 10}
+  image = data.splits["test"]["image"]
+  for channel in range(3):
+    plane = records[3, 1 + 1024 * channel:1 + 1024 * (channel + 1)]
+    np.testing.assert_array_equal(
+        image[3, ..., channel], plane.reshape(32, 32))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda batch: batch[:-1], "data_batch_2.bin has 30729 bytes"),
+    (lambda batch: b"", "data_batch_2.bin has 0 bytes"),
+    (lambda batch: bytes([12]) + batch[1:], "labels 0 to 12")],
+    ids=["short", "empty", "label"])
+def test_damaged_cifar10(tmp_path, change, message):
+  write_cifar(tmp_path, change)
+  with pytest.raises(ValueError, match=message):
+    data_lib.image_data("cifar10", str(tmp_path))
+
+
+def test_cifar100_uses_the_fine_label(tmp_path):
+  records = np.zeros((20, 3074), np.uint8)
+  records[:, 0], records[:, 1] = 19, 99
+  (tmp_path / "cifar-100-binary").mkdir()
+  for name in ("train", "test"):
+    (tmp_path / "cifar-100-binary" / f"{name}.bin").write_bytes(
+        records.tobytes())
+  data = data_lib.image_data("cifar100", str(tmp_path))
+  assert data.num_classes == 100
+  assert set(data.splits["train"]["label"]) == {99}
+
+
+def write_imagenet(folder, size=32, change=lambda content: content, **arrays):
+  (folder / "imagenet32").mkdir()
+  pixels = np.arange(10 * 3 * size**2).astype(np.uint8).reshape(10, -1)
+  arrays = {"data": pixels, "labels": np.array([1, 1000] * 5)} | arrays
+  for name in ("train_data_batch_1", "train_data_batch_2", "val_data"):
+    path = folder / "imagenet32" / f"{name}.npz"
+    np.savez(path, **arrays)
+    path.write_bytes(change(path.read_bytes()))
+
+
+def test_imagenet(tmp_path):
+  write_imagenet(tmp_path)
+  data = data_lib.image_data("imagenet32", str(tmp_path))
+  assert data.splits["train"]["image"].shape == (16, 32, 32, 3)
+  assert set(data.splits["test"]["label"]) == {0, 999}
+  np.testing.assert_array_equal(
+      data.splits["test"]["image"][0, 0, :, 1],
+      np.arange(1024, 1056).astype(np.uint8))
+
+
+@pytest.mark.parametrize("change, arrays, message", [
+    (lambda x: x[:-40], {}, "not a complete npz file"),
+    (lambda x: x[:500] + b"damage" + x[506:], {}, "not a complete npz file"),
+    (lambda x: b"\x80\x04K\x01.", {}, "not a complete npz file"),  # a pickle
+    (lambda x: b"", {}, "not a complete npz file"),
+    (lambda x: x, {"labels": np.array([{}])}, "not a complete npz file"),
+    (lambda x: x, {"labels": np.zeros(9, int)}, r"labels int64\[9\]"),
+    (lambda x: x, {"data": np.zeros((10, 5), np.uint8)}, r"uint8\[10, 5\]"),
+    (lambda x: x, {"labels": np.zeros(10, int)}, "labels -1 to -1")],
+    ids=["short", "damage", "pickle", "empty", "object", "count", "pixels",
+         "label"])
+def test_damaged_imagenet(tmp_path, change, arrays, message):
+  write_imagenet(tmp_path, change=change, **arrays)
+  with pytest.raises(ValueError, match=message):
+    data_lib.image_data("imagenet32", str(tmp_path))
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "empty"), (b"some\0thing", "null bytes"), (b"\xff\xfe", "UTF-8"),
+    ("caf\u00e9".encode()[:-1], "UTF-8")])
+def test_damaged_text(tmp_path, content, message):
+  (tmp_path / "text").mkdir()
+  (tmp_path / "text" / "novel.txt").write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    data_lib.text_data("novel", str(tmp_path))
+
+
+@needs_files
+@pytest.mark.parametrize("name, path", [
+    ("mnist", "mnist/train-images-idx3-ubyte.gz"),
+    ("mnist", "mnist/t10k-labels-idx1-ubyte.gz"),
+    ("cifar10", "cifar-10-batches-bin/test_batch.bin")])
+def test_truncated_copies_of_real_files(tmp_path, name, path):
+  source = pathlib.Path(DATA_DIR)
+  (tmp_path / path).parent.mkdir()
+  for other in (source / path).parent.iterdir():
+    (tmp_path / path).with_name(other.name).symlink_to(other)
+  (tmp_path / path).unlink()
+  content = (source / path).read_bytes()
+  (tmp_path / path).write_bytes(content[:-100])
+  with pytest.raises(ValueError, match=pathlib.Path(path).name):
+    data_lib.image_data(name, str(tmp_path))
+
+
+def test_hugging_face(monkeypatch):
+  """The library itself is not a dependency: a module that looks like it."""
+  picture = importlib.import_module("PIL.Image").fromarray
+  rows = [picture(np.full((6, 6, 3), i, np.uint8)) for i in range(10)]
+
+  class Part(dict):
+    features = {"img": None, "label": None}
+
+  parts = {split: Part(img=rows, label=list(range(5)) * 2)
+           for split in ("train", "test")}
+  module = types.SimpleNamespace(load_dataset={"me/pictures": parts}.get)
+  monkeypatch.setitem(sys.modules, "datasets", module)
+  data = data_lib.image_data("hf://me/pictures", size=4)
+  assert data.num_classes == 5
+  assert data.splits["test"]["image"].shape == (10, 4, 4, 3)
+  assert data.splits["test"]["image"][7].max() == 7
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(ImportError, match="pip install datasets"):
+    data_lib.image_data("hf://me/others")
+
+
+def test_data_stay_bytes_on_the_device():
+  images = images_lib.load()
+  assert all(jax.device_put(x["image"]).dtype == np.uint8
+             for x in images.splits.values())
