@@ -106,8 +106,11 @@ def _data(config, pairs, devices):
         {name: task for name, (task, _) in pairs.items()}, config.seed,
         config.copies, config.estimator.truncation,
         config.estimator.loss_split, devices, first, last)
-  data = parallel.replicate(
-      {name: task.data for name, (task, _) in pairs.items()}, devices)
+  data = {name: task.data for name, (task, _) in pairs.items()}
+  # Tasks on one data set share its arrays, on the device, too.
+  arrays = {id(x): x for x in jax.tree.leaves(data)}
+  placed = parallel.replicate(arrays, devices)
+  data = jax.tree.map(lambda x: placed[id(x)], data)
   return lambda first, last: (data for _ in range(first, last))
 
 

@@ -382,22 +382,3 @@ def test_noise_and_batches_differ_between_outer_steps():
   eps = [*np.ravel(xi[0]), *np.ravel(np.diff(xi, axis=0)), *np.ravel(xi[1:])]
   assert len(np.unique(np.round(eps, 8))) == len(eps)
   assert len(set(losses)) == len(losses)
-
-
-def test_tasks_have_weights():
-  other = TASK._replace(init=lambda key: {"p": jnp.array([0.5, 0.5, -1.0])})
-  lopt = learned_opt_base.LearnedOptimizer(lambda key: THETA, sgd)
-  make_one = lambda task: estimators.get(
-      "truncated_backprop", task=task, opt_fn=sgd, truncation=2, shortest=2,
-      longest=2)
-  moved = {}
-  for weights in ({"a": 3.0}, {"a": 1.0, "b": 1e-9}, {"a": 1e-9, "b": 1.0}):
-    init, step = step_lib.make(
-        lopt, {"a": make_one(TASK), "b": make_one(other)}, optax.sgd(1.0), 1,
-        seed=0, weights=weights)
-    state, metrics = step(init(), {"a": TASK.data, "b": TASK.data})
-    moved[tuple(weights.values())] = (
-        np.asarray(state.theta["log_step"]), metrics["meta_loss"])
-  both, a, b = moved.values()
-  np.testing.assert_allclose(both, 0.75 * np.array(a) + 0.25 * np.array(b),
-                             rtol=1e-5)

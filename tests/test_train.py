@@ -1,6 +1,5 @@
 """Meta-training as a command: killed, resumed, refused."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -356,21 +355,6 @@ def test_damaged_config_json(tmp_path):
     train.meta_train(tiny_config.get_config(), str(tmp_path))
 
 
-@pytest.mark.parametrize("loss_split", ["train", "inner_valid"])
-def test_streamed_batches_are_those_of_resident_data(
-    loss_split, finished, tmp_path):
-  config = tiny_config.get_config()
-  config.num_steps = 8
-  config.estimator.loss_split = loss_split
-  results = []
-  for stream, devices in ((False, 2), (True, 2)):
-    config.update(stream=stream, devices=devices)
-    path = train.meta_train(config, str(tmp_path / str(stream)))
-    results.append(mulo.read(path).theta)
-  for name, x in results[0].items():
-    np.testing.assert_array_equal(results[1][name], x)
-
-
 def test_evaluation_keeps_the_best(finished, tmp_path):
   config = tiny_config.get_config()
   config.evaluation.update(every=10, num_steps=3, seeds=2)
@@ -392,47 +376,3 @@ def test_evaluation_keeps_the_best(finished, tmp_path):
   evaluate = selection.Evaluator(config, None)
   assert evaluate(best.theta)["evaluation"] == pytest.approx(
       min(found.values()), rel=1e-4)
-
-
-def test_meta_optimizer():
-  """The gradient is clipped before AdamW, where a clip can fire."""
-  config = tiny_config.get_config()
-  theta = {"x": np.ones(4, np.float32)}
-  direction = {"x": np.array([0.5, -0.5, 0.5, -0.5], np.float32)}
-
-  def moved(clip, sizes):
-    with config.unlocked():
-      config.theta_opt.clip = clip
-    tx = program.theta_optimizer(config)
-    state = tx.init(theta)
-    for size in sizes:
-      grads = jax.tree.map(lambda x, size=size: size * x, direction)
-      updates, state = tx.update(grads, state, theta)
-    return updates["x"]
-
-  np.testing.assert_allclose(
-      moved(1.0, (1.0, 1e3, 1.0)), moved(1.0, (1.0, 1.0, 1.0)), rtol=1e-5)
-  assert np.abs(moved(1e9, (1.0, 1e3, 1.0)) - moved(
-      1.0, (1.0, 1e3, 1.0))).max() > 1e-4
-  with config.unlocked():
-    config.theta_opt.expression = "optax.sgd(0.5)"
-  np.testing.assert_allclose(moved(1.0, (1.0,)), -0.5 * direction["x"])
-
-
-def test_tensorboard(tmp_path):
-  board = pytest.importorskip("tensorboardX")
-  del board
-  with metrics.Writer(tmp_path / "m.jsonl", 0, tmp_path / "board") as writer:
-    writer.write(1, {"x": 0.5})
-  assert list((tmp_path / "board").iterdir())
-
-
-def test_metrics_file(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  with metrics.Writer(path, 0) as writer:
-    for step in (1, 2, 3):
-      writer.write(step, {"x": 0.5 * step})
-  with metrics.Writer(path, 2):
-    pass
-  assert metrics.read(path) == [{"step": 1, "x": 0.5}, {"step": 2, "x": 1.0}]
-  assert json.loads(path.read_text().splitlines()[-1])["step"] == 2

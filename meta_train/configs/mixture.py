@@ -1,0 +1,28 @@
+"""Four families at once: classifiers of three kinds and a language model.
+
+python -m meta_train.train --config=meta_train/configs/mixture.py \
+    --workdir=runs/mixture
+
+One kind sees its params in another unit in every episode.
+"""
+
+import ml_collections
+
+from meta_train.configs import quickstart
+from tasks import suites
+
+TASKS = ("mlp_w32_d2_shifted", "conv_w8", "vit_w16", "lm_w16")
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The quickstart, with a task of each of four families."""
+  config = quickstart.get_config().unlock()
+  found = suites.get("train_small")
+  config.tasks = {name: found[name] for name in TASKS}
+  config.num_steps = 200
+  config.copies = 4
+  config.evaluation.update(every=20, num_steps=200, seeds=4)
+  config.evaluation.tasks = {
+      name: {k: v for k, v in section.items() if k != "augment"}
+      for name, section in config.tasks.to_dict().items()}
+  return config.lock()

@@ -1,0 +1,104 @@
+"""Meta-training on four families at once, and the table of their cards."""
+
+import json
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_config
+
+from experiments import task_table
+from learned_opt import parametrizations
+from meta_train import metrics
+from meta_train import train
+import mulo
+from tasks import suite
+from tasks import suites
+
+
+def mixture():
+  """A classifier of each kind and a language model, one of them shifted."""
+  config = tiny_config.get_config().unlock()
+  config.optimizer = {"name": "adafac_mlp", "hidden": 2}
+  config.tasks = {
+      "mlp": {"name": "mlp", "width": 4, "depth": 1,
+              "augment": {"level": "tensor", "low": 0.1, "high": 10.0}},
+      "conv": {"name": "conv", "width": 4, "depth": 1},
+      "vit": {"name": "vit", "width": 8, "patch": 4},
+      "lm": {"name": "transformer_lm", "width": 8, "length": 4}}
+  for section in config.tasks.values():
+    section.batch_size = 4
+  config.tasks["lm"].weight = 2.0
+  config.num_steps = 6
+  config.theta_opt.warmup = 1
+  return config.lock()
+
+
+def test_resumes_bit_exactly(tmp_path, monkeypatch):
+  paths = [tmp_path / "whole", tmp_path / "parts"]
+  train.meta_train(mixture(), str(paths[0]))
+  with monkeypatch.context() as patch:
+    reasons = iter([None, None, "SIGTERM"])
+    patch.setattr(train.Clock, "reason", lambda self: next(reasons))
+    with pytest.raises(train.Stopped, match="after 3 of 6"):
+      train.meta_train(mixture(), str(paths[1]))
+  train.meta_train(mixture(), str(paths[1]))
+  whole, parts = ((p / "theta.safetensors").read_bytes() for p in paths)
+  assert whole == parts
+  rows = metrics.read(paths[0] / "metrics.jsonl")
+  assert len(rows) == 6
+  names = ("conv", "lm", "lm", "mlp", "vit")  # lm has twice the weight
+  losses = np.array(
+      [[row[f"{name}/meta_loss"] for name in names] for row in rows])
+  assert np.all(np.isfinite(losses))
+  np.testing.assert_allclose(
+      [row["meta_loss"] for row in rows], losses.mean(1), rtol=1e-5)
+  record = mulo.read(paths[0] / "theta.safetensors").record
+  assert record["tasks"]["mlp"]["augment"]["level"] == "tensor"
+
+
+@pytest.mark.parametrize("width, depth", [(5, 1), (3, 2)])
+def test_flops_of_a_multilayer_perceptron(width, depth):
+  task = suite.get("mlp", parametrizations.get("standard"), width=width,
+                   depth=depth, batch_size=7)
+  found = task_table.card(task)
+  sizes = [64, *[width] * depth, 10]
+  layers = [a * b for a, b in zip(sizes, sizes[1:])]
+  # Forward, gradient of weights, and of inputs but the first.
+  assert found["flops"] == 2 * 7 * (3 * sum(layers) - layers[0])
+  assert found["params"] == sum(layers) + sum(sizes[1:])
+  assert found["bytes"] == 1797 * (64 + 4)
+
+
+def test_flops_of_loops_and_convolutions():
+  def f(x, w):
+    x = jax.lax.scan(lambda c, _: (c @ w, None), x, None, 5)[0]
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x)
+  jaxpr = jax.make_jaxpr(f)(np.ones((2, 3)), np.ones((3, 3)))
+  assert task_table.products(jaxpr.jaxpr) == 2 * 2 * 9 * (5 + 2)
+  conv = jax.make_jaxpr(lambda x, w: jax.lax.conv(x, w, (1, 1), "VALID"))(
+      np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)))
+  assert task_table.products(conv.jaxpr) == 2 * (2 * 4 * 36) * 27
+
+
+def test_tuning_prefers_what_does_not_diverge():
+  task = suite.get("quadratic", None, dim=2)
+  found = task_table.tuned(task, 60, 2)
+  assert found["learning_rate"] == pytest.approx(10**-0.5)
+  assert not found["grid_edge"] and found["train_loss"] < 0.1
+
+
+def test_cards_are_computed_once(tmp_path, monkeypatch):
+  one = {"name": "mlp", "width": 3, "depth": 1, "batch_size": 4}
+  monkeypatch.setattr(suites, "get", lambda name: {"small": dict(one)})
+  rows = task_table.cards(["one"], tmp_path, None, 4, 2)
+  (cell,) = (tmp_path / "cells").iterdir()
+  at = (cell / "metrics.jsonl").stat().st_mtime_ns
+  assert task_table.cards(["one"], tmp_path, None, 4, 2) == rows
+  assert (cell / "metrics.jsonl").stat().st_mtime_ns == at
+  task_table.write(rows, tmp_path)
+  text = (tmp_path / "table.md").read_text()
+  assert "| one     | small" in text and "235" in text
+  assert len(pd.read_csv(tmp_path / "results.csv")) == 1
+  assert json.loads((cell / "config.json").read_text())["section"] == one

@@ -1,0 +1,97 @@
+"""What a config means: meta-optimizer, streamed data, files of metrics."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import test_estimators as shared
+import tiny_config
+
+from learned_opt import base as learned_opt_base
+from meta_train import estimators
+from meta_train import metrics
+from meta_train import program
+from meta_train import step as step_lib
+from meta_train import train
+import mulo
+
+
+@pytest.mark.parametrize("loss_split", ["train", "inner_valid"])
+def test_streamed_batches_are_those_of_resident_data(loss_split, tmp_path):
+  config = tiny_config.get_config()
+  config.num_steps = 8
+  config.estimator.loss_split = loss_split
+  results = []
+  for stream, devices in ((False, 2), (True, 2)):
+    config.update(stream=stream, devices=devices)
+    path = train.meta_train(config, str(tmp_path / str(stream)))
+    results.append(mulo.read(path).theta)
+  for name, x in results[0].items():
+    np.testing.assert_array_equal(results[1][name], x)
+
+
+def test_meta_optimizer():
+  """The gradient is clipped before AdamW, where a clip can fire."""
+  config = tiny_config.get_config()
+  theta = {"x": np.ones(4, np.float32)}
+  direction = {"x": np.array([0.5, -0.5, 0.5, -0.5], np.float32)}
+
+  def moved(clip, sizes):
+    with config.unlocked():
+      config.theta_opt.clip = clip
+    tx = program.theta_optimizer(config)
+    state = tx.init(theta)
+    for size in sizes:
+      grads = jax.tree.map(lambda x, size=size: size * x, direction)
+      updates, state = tx.update(grads, state, theta)
+    return updates["x"]
+
+  np.testing.assert_allclose(
+      moved(1.0, (1.0, 1e3, 1.0)), moved(1.0, (1.0, 1.0, 1.0)), rtol=1e-5)
+  assert np.abs(moved(1e9, (1.0, 1e3, 1.0)) - moved(
+      1.0, (1.0, 1e3, 1.0))).max() > 1e-4
+  with config.unlocked():
+    config.theta_opt.expression = "optax.sgd(0.5)"
+  np.testing.assert_allclose(moved(1.0, (1.0,)), -0.5 * direction["x"])
+
+
+def test_tensorboard(tmp_path):
+  board = pytest.importorskip("tensorboardX")
+  del board
+  with metrics.Writer(tmp_path / "m.jsonl", 0, tmp_path / "board") as writer:
+    writer.write(1, {"x": 0.5})
+  assert list((tmp_path / "board").iterdir())
+
+
+def test_metrics_file(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  with metrics.Writer(path, 0) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, {"x": 0.5 * step})
+  with metrics.Writer(path, 2):
+    pass
+  assert metrics.read(path) == [{"step": 1, "x": 0.5}, {"step": 2, "x": 1.0}]
+  assert json.loads(path.read_text().splitlines()[-1])["step"] == 2
+
+
+def test_tasks_have_weights():
+  task, sgd = shared.TASK, shared.sgd
+  other = task._replace(init=lambda key: {"p": jnp.array([0.5, 0.5, -1.0])})
+  lopt = learned_opt_base.LearnedOptimizer(lambda key: shared.THETA, sgd)
+  make_one = lambda task: estimators.get(
+      "truncated_backprop", task=task, opt_fn=sgd, truncation=2, shortest=2,
+      longest=2)
+  moved = {}
+  for weights in ({"a": 3.0}, {"a": 1.0, "b": 1e-9}, {"a": 1e-9, "b": 1.0}):
+    init, step = step_lib.make(
+        lopt, {"a": make_one(task), "b": make_one(other)}, optax.sgd(1.0), 1,
+        seed=0, weights=weights)
+    state, found = step(init(), {"a": task.data, "b": task.data})
+    moved[tuple(weights.values())] = (
+        np.asarray(state.theta["log_step"]), found["meta_loss"])
+  both, a, b = moved.values()
+  np.testing.assert_allclose(both, 0.75 * np.array(a) + 0.25 * np.array(b),
+                             rtol=1e-5)
