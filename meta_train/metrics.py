@@ -18,8 +18,9 @@ class Writer:
   def __init__(self, path: pathlib.Path | None, step: int,
                tensorboard: pathlib.Path | None = None):
     self._first, self._began = step, time.monotonic()
+    # A run that begins has no rows, not even of the time before the first step.
     self._rows = [row for row in read(path) if row["step"] <= step
-                  ] if path else []
+                  ] if path and step else []
     self._file = self._board = None
     if path is None:
       return
@@ -47,20 +48,21 @@ class Writer:
 
   def summary(self, result: pathlib.Path) -> str:
     """What a run did, in some lines."""
-    last = self._rows[-1]
+    steps = [row for row in self._rows if row["step"]]
+    last = steps[-1]
     new = [row for row in self._rows if row["step"] > self._first]
     lines = [f"{last['step']} outer steps, meta-loss "
-             f"{self._rows[0]['meta_loss']:.4f} -> {last['meta_loss']:.4f}"]
+             f"{steps[0]['meta_loss']:.4f} -> {last['meta_loss']:.4f}"]
     if new:
       minutes = (time.monotonic() - self._began) / 60
       rates = sorted(row["inner_steps_per_second"] for row in new)
       lines.append(
           f"the last {last['step'] - self._first} in {minutes:.1f} minutes, "
           f"{rates[len(rates) // 2]:,.0f} inner steps per second")
-    diverged = sum(row["diverged"] > 0 for row in self._rows)
+    diverged = sum(row["diverged"] > 0 for row in steps)
     if diverged:
       lines.append(f"inner steps with a loss that was not finite in {diverged} "
-                   f"of {len(self._rows)} rows of metrics")
+                   f"of {len(steps)} rows of metrics")
     if math.isfinite(self.lowest("evaluation")):
       best = min((row["evaluation"], row["step"]) for row in self._rows
                  if math.isfinite(row.get("evaluation", math.inf)))

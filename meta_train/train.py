@@ -240,6 +240,8 @@ def _loop(config, program: program_lib.Program, state: base.MetaState,
           clock: Clock, select) -> base.MetaState:
   """Outer steps until config.num_steps; returns the last state, on the host."""
   first = int(state.step)
+  if select is not None and not first:
+    writer.write(0, select(0, parallel.fetch(state.theta)))
   waiting, began = [], time.perf_counter()
   with tqdm.tqdm(
       total=config.num_steps, initial=first, desc="meta-training", unit="step",

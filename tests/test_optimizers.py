@@ -195,6 +195,36 @@ def test_mulo_starts_as_adam():
     assert 0.3 < np.mean(ratio) < 3
 
 
+def test_mulo_with_a_horizon():
+  """At first the update is that without one, times what is left."""
+  plain, lopt = (optimizers.get("mulo", hidden=4, horizon=x)
+                 for x in (False, True))
+  key = jax.random.key(0)
+  theta = lopt.init(key)
+  assert sum(x.size for x in jax.tree.leaves(theta)) == 2 * 4 + 1 + sum(
+      x.size for x in jax.tree.leaves(plain.init(key)))
+  params = {"w": jax.random.normal(key, (5, 6))}
+  grads = [{"w": g} for g in jax.random.normal(key, (8, 5, 6))]
+  moves = lambda lopt, theta, **settings: np.diff([
+      p["w"] for p in [params, *run(
+          lopt.opt_fn(theta, **settings), params, grads)]], axis=0)
+  reference = moves(plain, plain.init(key))
+  np.testing.assert_allclose(moves(lopt, theta), reference, rtol=1e-4)
+  left = 1 - np.arange(8)[:, None, None] / 8
+  steep = dict(theta, power=jnp.float32(2.0))
+  for num_steps in (8, jnp.int32(8)):
+    # The parameters themselves differ, and are a feature that is not heard.
+    np.testing.assert_allclose(
+        moves(lopt, theta, num_steps=num_steps), left * reference, rtol=1e-3,
+        atol=1e-6)
+    np.testing.assert_allclose(
+        moves(lopt, steep, num_steps=num_steps), left**2 * reference,
+        rtol=1e-3, atol=1e-6)
+  # Past the horizon the last step is repeated.
+  late = moves(lopt, theta, num_steps=2)
+  np.testing.assert_allclose(late[5], 0.5 * reference[5], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("name, hidden, count", [
     ("adafac_mlp", 4, 197), ("adafac_mlp", 32, 2409), ("mulo", 8, 441)])
 def test_number_of_meta_parameters(name, hidden, count):

@@ -362,7 +362,7 @@ def test_evaluation_keeps_the_best(finished, tmp_path):
   train.meta_train(config, str(tmp_path))
   found = {row["step"]: row["evaluation"] for row in rows(tmp_path)
            if "evaluation" in row}
-  assert list(found) == [10, 20, 30, 40] and len(set(found.values())) == 4
+  assert list(found) == [0, 10, 20, 30, 40] and len(set(found.values())) == 5
   best = mulo.read(tmp_path / "best.safetensors")
   assert best.record["steps"] == min(found, key=found.get)
   assert best.record["evaluation"]["loss"]["evaluation"] == min(found.values())

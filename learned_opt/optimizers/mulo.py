@@ -47,6 +47,7 @@ NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
                 len(features_lib.TIME_SCALES) + len(INITIAL_DECAYS))
 ADAM_FEATURE = 6  # momentum of decay 0.9 over the root of the second moment
 NOISE_FEATURE = NUM_FEATURES - len(INITIAL_DECAYS)
+NUM_HORIZON_FEATURES = 2
 
 
 class State(NamedTuple):
@@ -57,8 +58,8 @@ class State(NamedTuple):
 
 
 def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
-         accumulator_dtype: str = "float32", lowering: str | None = None
-         ) -> base.LearnedOptimizer:
+         accumulator_dtype: str = "float32", lowering: str | None = None,
+         horizon: bool = False) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
   Args:
@@ -67,6 +68,9 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     exp_mult: factor on the magnitude output before exponentiation.
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
     lowering: how the MLP is computed, see `learned_opt.mlp`.
+    horizon: the update is multiplied by the part of num_steps that is left, to
+      a learned power that starts at 1, and the MLP sees two features of it
+      (2 H + 1 more numbers). Without num_steps all is always left.
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a
@@ -77,21 +81,27 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
   accumulators.check_dtype(accumulator_dtype)
 
   def init(key):
-    theta = _adam_like(mlp.init(key, NUM_FEATURES, hidden), exp_mult)
+    num_features = NUM_FEATURES + (NUM_HORIZON_FEATURES if horizon else 0)
+    theta = _adam_like(mlp.init(key, num_features, hidden), exp_mult)
     zeros = jnp.zeros(len(INITIAL_DECAYS), jnp.float32)
-    return dict(theta, momentum_decays=zeros, factored_decays=zeros,
-                second_decay=jnp.zeros([], jnp.float32))
+    theta |= dict(momentum_decays=zeros, factored_decays=zeros,
+                  second_decay=jnp.zeros([], jnp.float32))
+    return dict(theta, power=jnp.ones([], jnp.float32)) if horizon else theta
 
   def opt_fn(theta, *, num_steps=None):
-    del num_steps
     decays = _decays(theta)
 
     def step_one(grad, param, state, step):
       state, inverse = _accumulate(state, grad, decays, step)
+      size, more = step_mult, None
+      if horizon:
+        left = _left(step, num_steps)
+        size = step_mult * left**theta["power"]
+        more = jnp.stack([left, jnp.sqrt(left)])
       update = lambda direction, magnitude: (
-          -step_mult * direction * jnp.exp(exp_mult * magnitude))
+          -size * direction * jnp.exp(exp_mult * magnitude))
       features = _features(
-          grad, inverse, param, state.statistics, decays, step)
+          grad, inverse, param, state.statistics, decays, step, more)
       return mlp.apply(theta, features, grad.shape, update, lowering), state
 
     init_one = lambda shape: State(
@@ -177,8 +187,17 @@ def _inverse_root(x, mean):
   return root, jnp.minimum(root, limit)
 
 
-def _features(grad, inverse, param, acc, decays, step
+def _left(step, num_steps):
+  """The part of num_steps that is left, from 1 to 1 / num_steps."""
+  if num_steps is None:
+    return jnp.ones([], jnp.float32)
+  total = jnp.maximum(jnp.asarray(num_steps, jnp.float32), 1)
+  return jnp.clip(1 - step.astype(jnp.float32) / total, 1 / total, 1)
+
+
+def _features(grad, inverse, param, acc, decays, step, more
               ) -> features_lib.Features:
+  """What the MLP reads; `more` are further tensor features [n], or None."""
   axes = accumulators.factored_axes(grad.shape)
   single = lambda x: x.reshape((1,) * (grad.ndim + 1))
   second_mean = jnp.mean(acc.second.astype(jnp.float32))
@@ -216,7 +235,8 @@ def _features(grad, inverse, param, acc, decays, step
   def tensor(squares):
     noise = _noise_features(
         squares[features_lib.MOMENTUM], second_mean, decays, step)
-    return jnp.concatenate([features_lib.time_features(step), noise])
+    found = [features_lib.time_features(step), noise]
+    return jnp.concatenate(found if more is None else [*found, more])
 
   return features_lib.Features(
       element, inputs, row, column, tensor, _inverse_rms, CLIP)

@@ -3,7 +3,9 @@
 python -m meta_train.train --config=meta_train/configs/mixture.py \
     --workdir=runs/mixture
 
-One kind sees its params in another unit in every episode.
+The multilayer perceptron has its params in other units in every episode. Ten
+minutes on two cores; metrics.jsonl has the losses of networks trained with a
+frozen theta, from before the first step on.
 """
 
 import ml_collections
@@ -19,9 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
   config = quickstart.get_config().unlock()
   found = suites.get("train_small")
   config.tasks = {name: found[name] for name in TASKS}
-  config.num_steps = 200
-  config.copies = 4
-  config.evaluation.update(every=20, num_steps=200, seeds=4)
+  config.num_steps = 300
+  config.estimator.longest = 300
+  config.evaluation.update(every=50, num_steps=200, seeds=4)
   config.evaluation.tasks = {
       name: {k: v for k, v in section.items() if k != "augment"}
       for name, section in config.tasks.to_dict().items()}

@@ -28,8 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
       "learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup": 20,
       "weight_decay": 0.0, "clip": 1.0,
       "expression": ""}  # instead of all that, Python that may use optax
-  # Losses on these tasks every so many outer steps, 0 for never: networks that
-  # are trained with theta for num_steps, `seeds` of each.
+  # Losses on these tasks before the first outer step and every so many, 0 for
+  # never: of networks that are trained with theta for num_steps, `seeds` each.
   config.evaluation = {
       "every": 0, "num_steps": 300, "seeds": 2, "tasks": {
           "digits_w64": {"name": "mlp", "dataset": "digits", "width": 64,
