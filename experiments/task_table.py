@@ -6,13 +6,14 @@ For each task of the suites: parameters, FLOPs of a step (the matrix products of
 loss and gradient, two per multiplication), bytes of data on the device, the
 loss of chance, and the final train and test loss of AdamW under the standard
 parametrization, at the best of nine constant learning rates by final train
-loss, tuned on another seed: means over three seeds. Some twenty minutes on two
-cores. Writes table.md and results.csv to the workdir; run again, it skips what
-is done.
+loss, tuned on another seed: means over three seeds. Half an hour on two cores.
+Writes table.md and results.csv to the workdir; run again, it skips what is
+done.
 """
 
 import math
 import pathlib
+import platform
 import sys
 
 from absl import app
@@ -30,7 +31,6 @@ from learned_opt import parametrizations
 from meta_train import evaluate
 from meta_train import program
 from tasks import base
-from tasks import suite
 from tasks import suites
 
 LEARNING_RATES = [10**(e / 2) for e in range(-8, 1)]  # 1e-4 to 1
@@ -42,7 +42,8 @@ FLAGS = flags.FLAGS
 def products(jaxpr) -> int:
   """FLOPs of the matrix products and convolutions in a jaxpr.
 
-  A loop counts as often as it runs, a branch as the most expensive one.
+  A scan counts as often as it runs, any other loop once, and of branches the
+  most expensive one.
   """
   total = 0
   for eqn in jaxpr.eqns:
@@ -136,13 +137,16 @@ def cards(names: list[str], folder: pathlib.Path, data_dir: str | None,
       sections, desc="tasks", unit="task",
       mininterval=0.5 if sys.stderr.isatty() else 10):
     identity = {"task": task_name, "section": section, "suite": name,
-                "num_steps": num_steps, "seeds": seeds}
+                "num_steps": num_steps, "seeds": seeds,
+                "python": platform.python_version()}  # whose source is a text
+    # Without the factors of augmentation, which an optimizer alone would see.
+    task = program.task_of(
+        {k: v for k, v in section.items() if k != "augment"}, parametrization,
+        data_dir)
+    identity |= card(task)
 
-    def compute(section=section, identity=identity):
-      # Without the factors of augmentation, which an optimizer alone would see.
-      task = suite.get(section["name"], parametrization, data_dir,
-                       **program.settings_of(section))
-      return [{**identity, **card(task), **tuned(task, num_steps, seeds)}]
+    def compute(task=task, identity=identity):
+      return [{**identity, **tuned(task, num_steps, seeds)}]
 
     rows += sweep.run_cell(folder / "cells", identity, compute)
   return rows
@@ -174,7 +178,7 @@ def main(argv):
   try:
     rows = cards(FLAGS.suites, folder, FLAGS.data_dir, FLAGS.num_steps,
                  FLAGS.seeds)
-  except (ValueError, OSError) as e:
+  except (ValueError, OSError, ImportError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
   write(rows, folder)
   print(table(rows))

@@ -53,7 +53,8 @@ def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
   start = jax.jit(start)
   advance = jax.jit(advance, static_argnums=4, donate_argnums=0)
   final = jax.jit(jax.vmap(
-      lambda params, data: evaluate(task, params, data), (0, None)))
+      lambda params, scales, data: evaluate(
+          task, unroll.task_params(params, scales), data), (0, 0, None)))
 
   def run(thetas, keys, num_steps, chunk=50, on_chunk=lambda steps: None):
     state = start(thetas, keys, jnp.int32(num_steps))
@@ -63,7 +64,7 @@ def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
       state, loss = advance(state, thetas, keys, data, steps)
       losses.append(np.asarray(loss))
       on_chunk(steps)
-    found = final(unroll.task_params(state.params, state.scales),
+    found = final(state.params, state.scales,
                   {s: data[s] for s in ("outer_valid", "test")})
     return Result(np.concatenate(losses, 1), jax.device_get(found))
 

@@ -37,13 +37,32 @@ class Program(NamedTuple):
   devices: jax.sharding.Mesh
 
 
-# What a section says beside the settings of what it names.
-NOT_SETTINGS = ("name", "weight", "augment", "num_steps")
+# What the section of a task says beside the settings of its family.
+NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps")
 
 
 def settings_of(section) -> dict:
-  """The settings in a section of the config, as keyword arguments."""
-  return {k: v for k, v in section.items() if k not in NOT_SETTINGS}
+  """A section of the config without its name, as keyword arguments."""
+  return {k: v for k, v in section.items() if k != "name"}
+
+
+def task_of(section, parametrization: learned_opt_base.Parametrization,
+            data_dir: str | None) -> tasks_base.Task:
+  """The task of a section.
+
+  Raises:
+    ValueError: an unknown name or a setting that does not fit.
+  """
+  task = suite.get(
+      section["name"], parametrization, data_dir=data_dir,
+      **{k: v for k, v in settings_of(section).items()
+         if k not in NOT_OF_THE_FAMILY})
+  if section.get("augment") is None:
+    return task
+  try:
+    return augment.reparametrize(task, **section["augment"])
+  except TypeError as e:
+    raise ValueError(f"augment does not take {section['augment']}: {e}.") from e
 
 
 def optimizer(config) -> learned_opt_base.LearnedOptimizer:
@@ -68,10 +87,7 @@ def tasks(config, sections, data_dir: str | None
   opt_fn = optimizer(config).opt_fn
   found = {}
   for name, section in sections.items():
-    task = suite.get(section.name, parametrization, data_dir=data_dir,
-                     **settings_of(section))
-    if section.get("augment"):
-      task = augment.reparametrize(task, **section.augment)
+    task = task_of(section, parametrization, data_dir)
     found[name] = task, unroll.scaled(opt_fn, parametrization, task)
   return found
 
@@ -163,6 +179,9 @@ def check(config) -> None:
     if section.get("weight", 1.0) <= 0:
       raise ValueError(f"config.tasks.{name}.weight must be positive, got "
                        f"{section.weight}.")
+    if "num_steps" in section:
+      raise ValueError(f"config.tasks.{name}.num_steps means nothing: lengths "
+                       "of episodes are set in config.estimator.")
   if config.evaluation.every and not config.evaluation.tasks:
     raise ValueError("config.evaluation.tasks is empty: there is nothing to "
                      "evaluate on; set evaluation.every to 0.")

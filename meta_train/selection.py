@@ -20,9 +20,10 @@ class Evaluator:
 
   def __init__(self, config, data_dir: str | None):
     section = config.evaluation
-    self._seeds, self._steps = section.seeds, section.num_steps
+    self._seeds = section.seeds
     self._tasks = {
-        name: (task, evaluate.trainer(task, opt_fn))
+        name: (task, section.tasks[name].get("num_steps", section.num_steps),
+               evaluate.trainer(task, opt_fn))
         for name, (task, opt_fn) in program.tasks(
             config, section.tasks, data_dir).items()}
 
@@ -34,8 +35,8 @@ class Evaluator:
         lambda x: jnp.broadcast_to(x, (self._seeds, *x.shape)), theta)
     found: dict[str, dict[str, float]] = {
         "evaluation": {}, "evaluation_train": {}}
-    for name, (task, train) in self._tasks.items():
-      result = train(thetas, keys, self._steps)
+    for name, (task, num_steps, train) in self._tasks.items():
+      result = train(thetas, keys, num_steps)
       mean = lambda losses, task=task: float(
           np.mean(task.normalize(jnp.asarray(losses))))
       found["evaluation"][name] = mean(result.final["outer_valid"]["loss"])

@@ -22,7 +22,8 @@ def task_of(task: tasks_base.Task) -> tasks_base.Task:
   """The task, drawing from prepared batches: those of one outer step.
 
   A split is {"keys" [n, 2], "batches" [n, ...]}, and a batch is found by the
-  key that it was drawn with. Of a key that was not prepared it is NaN.
+  key that it was drawn with. Of a key that was not prepared, numbers that can
+  be NaN are.
   """
   def sample_batch(key, split):
     same = (split["keys"] == jax.random.key_data(key)[None]).all(1)

@@ -320,7 +320,7 @@ def main(argv):
   except Stopped as e:
     print(e, flush=True)
     sys.exit(PREEMPTED if e.reason == "SIGTERM" else 0)
-  except (ValueError, FloatingPointError, OSError) as e:
+  except (ValueError, FloatingPointError, OSError, ImportError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
 
 

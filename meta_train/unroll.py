@@ -53,7 +53,8 @@ def start(task: tasks_base.Task, opt_fn: OptFn, theta: Any, key: jax.Array,
   """A network at initialisation, to be trained for `length` inner steps."""
   params, scales = task.init(key), ()
   if task.scales is not None:
-    scales = task.scales(jax.random.fold_in(key, 1), params)
+    # A number that no split of the key has, as init may make one.
+    scales = task.scales(jax.random.fold_in(key, 2**31), params)
     params = jax.tree.map(jnp.divide, params, scales)
   opt_state = opt_fn(theta, num_steps=length).init(params)
   return InnerState(

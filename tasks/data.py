@@ -147,10 +147,13 @@ def _image_data(name, folder, size, greyscale) -> ImageData:
   else:
     train, test, num_classes = _hugging_face(name.removeprefix("hf://"), size)
   for _, label in (train, test):
-    if label.size and not 0 <= label.min() <= label.max() < num_classes:
+    if len(label) < 10:
+      raise ValueError(f"A part of {name} has {len(label)} images, too few to "
+                       "be split.")
+    if not 0 <= label.min() <= label.max() < num_classes:
       raise ValueError(
-          f"{name} in {folder} has the labels {label.min()} to {label.max()}; "
-          f"expected 0 to {num_classes - 1}: the files are damaged.")
+          f"{name} has the labels {label.min()} to {label.max()}; expected 0 "
+          f"to {num_classes - 1}: its files are damaged.")
   parts = {"test": test}
   order = np.random.RandomState(0).permutation(len(train[0]))
   for split, rows in zip(FRACTIONS, np.split(order, _bounds(len(order)))):
@@ -205,11 +208,9 @@ def _idx(folder: pathlib.Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(read, folder: pathlib.Path, pattern: str):
-  """Batches number 1, 2, ... of a pattern, joined; at least one."""
-  found = [read(folder / pattern.format(1))]
-  while (path := folder / pattern.format(len(found) + 1)).exists() and (
-      "{}" in pattern):
-    found.append(read(path))
+  """Batches number 1, 2, ... of a pattern, joined; at least one, no gaps."""
+  number = max(1, len(list(folder.glob(pattern.format("*")))))
+  found = [read(folder / pattern.format(i + 1)) for i in range(number)]
   return tuple(map(np.concatenate, zip(*found)))
 
 
@@ -234,8 +235,12 @@ def _hugging_face(name: str, size: int):
   except ImportError as e:
     raise ImportError("hf:// needs a library: pip install datasets.") from e
   loaded = datasets.load_dataset(name)
+  test = next((x for x in ("test", "validation", "valid") if x in loaded), None)
+  if test is None or "train" not in loaded:
+    raise ValueError(f"{name} has the parts {', '.join(loaded)}; it must have "
+                     "train, and test or validation.")
   parts = []
-  for split in ("train", "test" if "test" in loaded else "validation"):
+  for split in ("train", test):
     columns = loaded[split].features
     pick = lambda names: next((x for x in names if x in columns), None)
     key, label = pick(("image", "img")), pick(("label", "labels", "fine_label"))
@@ -243,8 +248,13 @@ def _hugging_face(name: str, size: int):
       raise ValueError(f"{name} has the columns {', '.join(columns)}: none is "
                        "called image and none label.")
     convert = lambda x: x.resize((size, size)) if size else x
-    image = np.stack([np.asarray(convert(x).convert(
-        "L" if x.mode == "L" else "RGB")) for x in loaded[split][key]])
+    pictures = loaded[split][key]
+    mode = "L" if all(x.mode == "L" for x in pictures) else "RGB"
+    sizes = {x.size for x in pictures}
+    if len(sizes) > 1 and not size:
+      raise ValueError(
+          f"{name} has images of different sizes: give image_size.")
+    image = np.stack([np.asarray(convert(x.convert(mode))) for x in pictures])
     parts.append((image.reshape(*image.shape[:3], -1),
                   np.asarray(loaded[split][label])))
   return *parts, int(max(label.max() for _, label in parts)) + 1

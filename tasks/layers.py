@@ -25,10 +25,11 @@ def activation(name: str):
 
 
 def check(**numbers) -> None:
-  """Raises ValueError for a number below 1."""
+  """Raises ValueError for what is not a whole number of at least 1."""
   for name, number in numbers.items():
-    if number < 1:
-      raise ValueError(f"{name} must be at least 1, got {number}.")
+    if type(number) is not int or number < 1:
+      raise ValueError(
+          f"{name} must be a whole number of at least 1, got {number!r}.")
 
 
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
@@ -128,7 +129,7 @@ class Block(nn.Module):
   def __call__(self, x):  # [n, length, width]
     width = x.shape[-1]
     h = norm(self.norm)(x)
-    # Without bias: one on keys would change nothing, so have no gradient.
+    # Without bias: without rotation, one on keys would change nothing.
     heads = lambda: dense(width, bias=False)(h).reshape(
         *x.shape[:2], -1, self.head_size)
     query, key, value = heads(), heads(), heads()
@@ -142,8 +143,8 @@ class Block(nn.Module):
 
 
 def check_heads(width: int, head_size: int) -> None:
-  """Raises ValueError unless there is a whole number of heads of even size."""
+  """Raises ValueError unless there is a whole number of heads."""
   check(width=width, head_size=head_size)
-  if width % head_size or head_size % 2:
+  if width % head_size:
     raise ValueError(f"width ({width}) must be a multiple of head_size "
-                     f"({head_size}), and that must be even.")
+                     f"({head_size}).")

@@ -33,7 +33,11 @@ class Normalizer(NamedTuple):
 
   def __call__(self, loss: jax.Array) -> jax.Array:
     """Losses of any shape, normalised."""
-    value = jnp.log(loss) if self.log else loss
+    value = loss
+    if self.log:
+      positive = loss > 0
+      value = jnp.where(positive, jnp.log(jnp.where(positive, loss, 1)),
+                        jnp.where(jnp.isnan(loss), loss, -math.inf))
     if self.high < math.inf:
       value = jnp.where(jnp.isnan(value), self.high, value)
     if (self.low, self.high) != (-math.inf, math.inf):

@@ -7,6 +7,7 @@ for training; its networks are wider or deeper than all of their family that
 are trained on, and its horizons longer.
 """
 
+import copy
 from typing import Any
 
 TRAINING = ("train_small", "train_wide")
@@ -89,4 +90,4 @@ def get(name: str) -> dict[str, dict[str, Any]]:
   if name not in _SUITES:
     raise ValueError(
         f"Unknown suite {name!r}; available: {', '.join(_SUITES)}.")
-  return {task: dict(section) for task, section in _SUITES[name].items()}
+  return copy.deepcopy(_SUITES[name])

@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 
+from learned_opt import parametrizations
 from tasks import base
 from tasks import data as data_lib
 from tasks import formats
 from tasks import images as images_lib
+from tasks import suite
 
 DATA_DIR = os.environ.get("MULO_DATA_DIR")
 needs_files = pytest.mark.skipif(
@@ -219,9 +221,9 @@ def test_damaged_idx(tmp_path, content, message):
     read(tmp_path, content)
 
 
-def write_mnist(folder, labels):
+def write_mnist(folder, labels, images=2):
   folder.mkdir()
-  image = np.zeros((2, 3, 4), np.uint8)
+  image = np.zeros((images, 3, 4), np.uint8)
   for stem in ("train", "t10k"):
     (folder / f"{stem}-images-idx3-ubyte").write_bytes(
         struct.pack(">4B3I", 0, 0, 8, 3, *image.shape) + image.tobytes())
@@ -231,9 +233,10 @@ def write_mnist(folder, labels):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 @pytest.mark.parametrize("labels, message", [
-    ([1, 2, 3], "2 images and 3 labels"), ([1, 77], "labels 1 to 77")])
+    ([1] * 21, "20 images and 21 labels"),
+    ([1] * 19 + [77], "labels 1 to 77")])
 def test_idx_labels(tmp_path, name, labels, message):
-  write_mnist(tmp_path / name, labels)
+  write_mnist(tmp_path / name, labels, 20)
   with pytest.raises(ValueError, match=message):
     data_lib.image_data(name, str(tmp_path))
 
@@ -276,6 +279,20 @@ def test_damaged_cifar10(tmp_path, change, message):
     data_lib.image_data("cifar10", str(tmp_path))
 
 
+def test_missing_batch_of_cifar10(tmp_path):
+  write_cifar(tmp_path)
+  folder = tmp_path / CIFAR
+  (folder / "data_batch_2.bin").rename(folder / "data_batch_3.bin")
+  with pytest.raises(FileNotFoundError, match="data_batch_2.bin does not"):
+    data_lib.image_data("cifar10", str(tmp_path))
+
+
+def test_too_few_images(tmp_path):
+  write_mnist(tmp_path / "mnist", [1, 2])
+  with pytest.raises(ValueError, match="has 2 images, too few"):
+    data_lib.image_data("mnist", str(tmp_path))
+
+
 def test_cifar100_uses_the_fine_label(tmp_path):
   records = np.zeros((20, 3074), np.uint8)
   records[:, 0], records[:, 1] = 19, 99
@@ -313,12 +330,15 @@ def test_imagenet(tmp_path):
     (lambda x: x[:500] + b"damage" + x[506:], {}, "not a complete npz file"),
     (lambda x: b"\x80\x04K\x01.", {}, "not a complete npz file"),  # a pickle
     (lambda x: b"", {}, "not a complete npz file"),
+    (lambda x: x[:4] + b"\xff" + x[5:], {}, "not a complete npz file"),
+    (lambda x: x.replace(b"'descr'", b"'de(cr'"), {},
+     "not a complete npz file"),
     (lambda x: x, {"labels": np.array([{}])}, "not a complete npz file"),
     (lambda x: x, {"labels": np.zeros(9, int)}, r"labels int64\[9\]"),
     (lambda x: x, {"data": np.zeros((10, 5), np.uint8)}, r"uint8\[10, 5\]"),
     (lambda x: x, {"labels": np.zeros(10, int)}, "labels -1 to -1")],
-    ids=["short", "damage", "pickle", "empty", "object", "count", "pixels",
-         "label"])
+    ids=["short", "damage", "pickle", "empty", "version", "header", "object",
+         "count", "pixels", "label"])
 def test_damaged_imagenet(tmp_path, change, arrays, message):
   write_imagenet(tmp_path, change=change, **arrays)
   with pytest.raises(ValueError, match=message):
@@ -373,7 +393,28 @@ def test_hugging_face(monkeypatch):
     data_lib.image_data("hf://me/others")
 
 
-def test_data_stay_bytes_on_the_device():
-  images = images_lib.load()
-  assert all(jax.device_put(x["image"]).dtype == np.uint8
-             for x in images.splits.values())
+@pytest.mark.parametrize("parts, message", [
+    (["train"], "has the parts train; it must have train, and test"),
+    (["train", "test"], "images of different sizes")])
+def test_hugging_face_errors(parts, message, monkeypatch):
+  picture = importlib.import_module("PIL.Image").fromarray
+
+  class Part(dict):
+    features = {"image": None, "label": None}
+
+  part = Part(image=[picture(np.zeros((n, 6, 3), np.uint8)) for n in (4, 5)],
+              label=[0, 1])
+  module = types.SimpleNamespace(
+      load_dataset=lambda name: {split: part for split in parts})
+  monkeypatch.setitem(sys.modules, "datasets", module)
+  with pytest.raises(ValueError, match=message):
+    data_lib.image_data(f"hf://me/{len(parts)}")
+
+
+def test_data_stay_bytes_until_they_are_used():
+  task = suite.get("mlp", parametrizations.get("mup"))
+  for split in task.data.values():
+    assert split["image"].dtype == np.uint8
+    batch = task.sample_batch(jax.random.key(0), jax.device_put(split))
+    assert batch["image"].dtype == np.float32
+    assert batch["image"].min() == 0 and batch["image"].max() == 1

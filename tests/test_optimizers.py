@@ -195,10 +195,11 @@ def test_mulo_starts_as_adam():
     assert 0.3 < np.mean(ratio) < 3
 
 
-def test_mulo_with_a_horizon():
+@pytest.mark.parametrize("lowering", ["unrolled", "blocked", "pallas"])
+def test_mulo_with_a_horizon(lowering):
   """At first the update is that without one, times what is left."""
-  plain, lopt = (optimizers.get("mulo", hidden=4, horizon=x)
-                 for x in (False, True))
+  plain, lopt = (optimizers.get("mulo", hidden=4, horizon=x,
+                                lowering=lowering) for x in (False, True))
   key = jax.random.key(0)
   theta = lopt.init(key)
   assert sum(x.size for x in jax.tree.leaves(theta)) == 2 * 4 + 1 + sum(
@@ -223,6 +224,17 @@ def test_mulo_with_a_horizon():
   # Past the horizon the last step is repeated.
   late = moves(lopt, theta, num_steps=2)
   np.testing.assert_allclose(late[5], 0.5 * reference[5], rtol=1e-3, atol=1e-6)
+
+
+def test_vectors_have_a_factor_of_their_own():
+  params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4), "s": jnp.float32(1)}
+  theta = optimizers.get("mulo", hidden=3).init(jax.random.key(0))
+  plain, small = (run(optimizers.get(
+      "mulo", hidden=3, vector_mult=x).opt_fn(theta), params, [params])[0]
+                  for x in (1.0, 0.25))
+  for name, factor in (("w", 1), ("b", 0.25), ("s", 0.25)):
+    np.testing.assert_allclose(
+        small[name] - 1, factor * (plain[name] - 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, hidden, count", [

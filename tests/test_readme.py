@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import test_width_transfer
+import test_transfer
 
 import mulo
 
@@ -59,6 +59,6 @@ def test_files_and_figures_exist():
 def test_python_runs(tmp_path):
   path = tmp_path / "runs" / "quickstart" / "theta.safetensors"
   path.parent.mkdir(parents=True)
-  mulo.save(path, test_width_transfer.artifact())
+  mulo.save(path, test_transfer.artifact())
   for block in blocks("python"):
     subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)

@@ -1,5 +1,8 @@
 """Tasks: what any must do, and what some families promise."""
 
+import functools
+import importlib
+import inspect
 import os
 
 import jax
@@ -9,6 +12,7 @@ import optax
 import pytest
 
 from learned_opt import parametrizations
+from meta_train import evaluate
 from meta_train import unroll
 from tasks import augment
 from tasks import base
@@ -62,19 +66,24 @@ def test_every_task(name, settings, parametrization):
   task = suite.get(name, parametrization, **settings)
   assert set(task.data) == set(base.SPLITS)
   init = jax.jit(task.init)
-  params = init(jax.random.key(0))
-  jax.tree.map(np.testing.assert_array_equal, params, init(jax.random.key(0)))
-  many = jax.jit(jax.vmap(task.init))(jax.random.split(jax.random.key(0), 2))
-  assert jax.tree.map(lambda x: x.shape[1:], many) == jax.tree.map(
-      jnp.shape, params)
-  check_base_shapes(task, params, settings)
+  keys = jax.random.split(jax.random.key(0), 2)
+  many = jax.jit(jax.vmap(task.init))(keys)
+  for i, key in enumerate(keys):  # one seed, one result, also under vmap
+    params = init(key)
+    jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(
+        x, y[i], rtol=1e-6), params, many)
+  assert any(np.any(x[0] != x[1]) for x in jax.tree.leaves(many))
+  check_base_shapes(task, params)
   check_init(task, params, settings, parametrization)
 
   data = jax.device_put(task.data["train"])
-  tx = optax.adam(0.03 if parametrization is MUP else 0.01)
+  rates = jnp.array([1e-3, 0.03 if parametrization is MUP else 0.01])
 
   @jax.jit
-  def train(params):
+  @functools.partial(jax.vmap, in_axes=(None, 0))  # over theta
+  def train(params, theta):
+    tx = optax.adam(theta)
+
     def step(carry, key):
       params, state = carry
       (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
@@ -85,7 +94,7 @@ def test_every_task(name, settings, parametrization):
     return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(
         jax.random.key(1), 60))[1]
 
-  losses, gradients = train(params)
+  losses, gradients = jax.tree.map(lambda x: x[1], train(params, rates))
   assert losses.dtype == jnp.float32
   if task.chance_loss is not None:
     assert 0.7 * task.chance_loss < losses[0] < 2.5 * task.chance_loss
@@ -95,7 +104,7 @@ def test_every_task(name, settings, parametrization):
   assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
 
-def check_base_shapes(task, params, settings):
+def check_base_shapes(task, params):
   """Only what depends on width differs, and by the factor of two."""
   if task.base_shapes is None:
     return
@@ -258,8 +267,10 @@ def test_normalizers():
   np.testing.assert_array_equal(free(losses), losses)
   scaled = normalizers.Normalizer(-2.0, 1.0, 0.5, 10.0, log=True)
   np.testing.assert_allclose(
-      scaled(jnp.array([0.0, 1.0, jnp.e, 9.0, jnp.nan])),
-      [-25, -5, 5, 5, 5], rtol=1e-6)
+      scaled(jnp.array([-1.0, 0.0, 1.0, jnp.e, 9.0, jnp.nan])),
+      [-25, -25, -5, 5, 5, 5], rtol=1e-6)
+  slope = jax.grad(lambda x: jnp.sum(scaled(x)))(losses)
+  assert np.all(np.isfinite(slope))
   slope = jax.grad(lambda x: jnp.sum(task.normalize(x)))(losses)
   assert np.all(np.isfinite(slope))
 
@@ -310,6 +321,38 @@ def test_reparametrization(level, numbers):
       a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
+@pytest.mark.parametrize("level", augment.LEVELS)
+def test_evaluation_of_reparametrized_tasks(level):
+  """At rate 0 nothing is trained, so factors change nothing."""
+  plain = suite.get("mlp", MUP, width=2, depth=1)
+  opt_fn = lambda rate, *, num_steps=None: optax.with_extra_args_support(
+      optax.sgd(rate))
+  keys = jax.random.split(jax.random.key(0), 10)  # as many as classes
+  losses = [evaluate.train(task, opt_fn, np.zeros(10, np.float32), keys, 2
+                           ).final["test"]["loss"]
+            for task in (plain, augment.reparametrize(plain, level))]
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_factors_do_not_depend_on_params():
+  task = augment.reparametrize(suite.get("mlp", MUP, width=4), "parameter")
+
+  def one(key):
+    state = unroll.start(task, lambda theta, num_steps: optax.sgd(0.0), None,
+                         key, 1)
+    params = unroll.task_params(state.params, state.scales)
+    return [jnp.log(state.scales[f"layer_{i}"]["w"]).ravel()[:16]
+            for i in (0, 1)], [params[f"layer_{i}"]["w"].ravel()[:16]
+                               for i in (0, 1)]
+
+  factors, params = jax.jit(jax.vmap(one))(
+      jax.random.split(jax.random.key(0), 200))
+  for x in factors:
+    for y in params:
+      found = np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]
+      assert abs(found) < 0.1  # 3200 pairs
+
+
 @pytest.mark.parametrize("arguments, message", [
     (("tensors",), "available: global, tensor, parameter"),
     (("tensor", 0.0, 1.0), "low 0.0"), (("tensor", 2.0, 1.0), "at most high")])
@@ -325,8 +368,8 @@ def test_reparametrization_errors(arguments, message):
     ("mpl", {}, "available: " + ", ".join(suite.names())),
     ("quadratic", {"width": 3}, "does not take the settings"),
     ("vit", {"widht": 3}, "does not take the settings"),
-    ("mlp", {"width": 0}, "width must be at least 1, got 0"),
-    ("mlp", {"batch_size": 0}, "batch_size must be at least 1"),
+    ("mlp", {"width": 0}, "width must be a whole number of at least 1, got 0"),
+    ("mlp", {"batch_size": 0}, "batch_size must be a whole"),
     ("mlp", {"activation": "swish"}, "available: relu, gelu"),
     ("mlp", {"dataset": "minst"}, "available: digits, mnist"),
     ("mlp", {"compute_dtype": "int8"}, "available: float32, bfloat16"),
@@ -334,10 +377,12 @@ def test_reparametrization_errors(arguments, message):
     ("conv", {"pooling": "avg"}, "available: stride, max"),
     ("resnet", {"norm": "batch"}, "available: none, layer"),
     ("vit", {"width": 12}, "must be a multiple of head_size"),
+    ("transformer_lm", {"width": 9, "head_size": 3}, "an even head_size"),
+    ("conv", {"width": 2.5}, "whole number of at least 1, got 2.5"),
     ("vit", {"patch": 3}, "must divide height and width"),
     ("transformer_lm", {"positions": "sine"}, "available: learned, rotary"),
     ("rnn_lm", {"cell": "mlp"}, "available: gru, lstm"),
-    ("rnn_lm", {"length": 0}, "length must be at least 1"),
+    ("rnn_lm", {"length": 0}, "length must be a whole"),
     ("logistic_regression", {"decay": 0.0}, "decay must be positive")])
 def test_errors(name, settings, message):
   with pytest.raises(ValueError, match=message):
@@ -345,8 +390,10 @@ def test_errors(name, settings, message):
 
 
 def test_no_heldout_task_is_trained_on():
-  pair = lambda section: (
-      section["name"], section.get("dataset", "the default"))
+  def pair(section):
+    make = importlib.import_module(f"tasks.suite.{section['name']}").make
+    default = inspect.signature(make).parameters["dataset"].default
+    return section["name"], section.get("dataset", default)
   held = suites.get("heldout")
   for name in suites.TRAINING:
     trained = suites.get(name)
@@ -364,9 +411,11 @@ def test_heldout_networks_are_larger():
     same = [s for suite_name in suites.TRAINING
             for s in suites.get(suite_name).values()
             if s["name"] == section["name"]]
-    largest = lambda key: max([s.get(key, 1) for s in same], default=0)
-    assert any(section.get(key, 1) > largest(key)
-               for key in ("width", "depth")), name
+    make = importlib.import_module(f"tasks.suite.{section['name']}").make
+    value = lambda s, key, make=make: s.get(
+        key, inspect.signature(make).parameters[key].default)
+    assert all(any(value(section, key) > value(s, key)
+                   for key in ("width", "depth")) for s in same), name
   # And no files are needed for the small suite.
   assert not any("dataset" in s for s in suites.get("train_small").values())
 

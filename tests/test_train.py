@@ -43,7 +43,7 @@ def test_result(finished):
   assert artifact.optimizer == "mulo" and artifact.parametrization == "mup"
   assert artifact.settings == {
       "hidden": 3, "step_mult": 0.1, "exp_mult": 0.1,
-      "accumulator_dtype": "float32"}
+      "accumulator_dtype": "float32", "horizon": False, "vector_mult": 1.0}
   assert record["steps"] == 40 and record["seed"] == 0
   assert record["horizon"] == [2, 6]
   assert record["tasks"]["digits"]["width"] == 3
@@ -160,11 +160,13 @@ def test_another_config_is_refused(finished):
 @pytest.mark.parametrize("key, value, message", [
     ("optimizer.name", "nope", "Unknown name 'nope'.*available: adafac"),
     ("parametrization", "nope", "Unknown name 'nope'.*available: mup"),
-    ("tasks.bowl.name", "nope", "Unknown task 'nope'; available: mlp"),
+    ("tasks.bowl.name", "nope", "Unknown task 'nope'; available: auto"),
     ("estimator.name", "nope", "Unknown name 'nope'.*available: full_back"),
     ("theta_opt.expression", "optax.nope(1)", "AttributeError.*nope"),
     ("theta_opt.expression", "3", "does not give an optax transformation"),
     ("tasks.bowl.weight", 0.0, "bowl.weight must be positive"),
+    ("tasks.bowl.num_steps", 9, "bowl.num_steps means nothing"),
+    ("tasks.bowl.augment", {"levle": 1}, "augment does not take"),
     ("evaluation.every", 3, "must be a multiple of log_every"),
     ("evaluation", {"every": 2, "tasks": {}}, "evaluation.tasks is empty"),
     ("mapping", "nope", "available: shard_map, pmap"),

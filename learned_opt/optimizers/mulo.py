@@ -59,7 +59,8 @@ class State(NamedTuple):
 
 def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
          accumulator_dtype: str = "float32", lowering: str | None = None,
-         horizon: bool = False) -> base.LearnedOptimizer:
+         horizon: bool = False, vector_mult: float = 1.0
+         ) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
   Args:
@@ -71,13 +72,15 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     horizon: the update is multiplied by the part of num_steps that is left, to
       a learned power that starts at 1, and the MLP sees two features of it
       (2 H + 1 more numbers). Without num_steps all is always left.
+    vector_mult: further factor on updates of parameters of fewer than two
+      axes: biases and gains, which start at 0 or 1, not at 1/sqrt(fan_in).
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a
       positive number, or a name is unknown.
   """
   mlp.check_settings(hidden, 3, lowering, step_mult=step_mult,
-                     exp_mult=exp_mult)
+                     exp_mult=exp_mult, vector_mult=vector_mult)
   accumulators.check_dtype(accumulator_dtype)
 
   def init(key):
@@ -93,16 +96,15 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
 
     def step_one(grad, param, state, step):
       state, inverse = _accumulate(state, grad, decays, step)
-      size, more = step_mult, None
-      if horizon:
-        left = _left(step, num_steps)
-        size = step_mult * left**theta["power"]
-        more = jnp.stack([left, jnp.sqrt(left)])
+      left = _left(step, num_steps)
+      more = jnp.stack([left, jnp.sqrt(left)]) if horizon else None
+      size = step_mult * (vector_mult if grad.ndim < 2 else 1)
       update = lambda direction, magnitude: (
           -size * direction * jnp.exp(exp_mult * magnitude))
       features = _features(
           grad, inverse, param, state.statistics, decays, step, more)
-      return mlp.apply(theta, features, grad.shape, update, lowering), state
+      change = mlp.apply(theta, features, grad.shape, update, lowering)
+      return left**theta["power"] * change if horizon else change, state
 
     init_one = lambda shape: State(
         jnp.zeros([], jnp.float32),

@@ -24,7 +24,7 @@ class ConvNet(nn.Module):
   def __call__(self, x):  # [n, height, width, channels]
     for _ in range(self.depth):
       stride = 2 if self.pooling == "stride" else 1
-      # A norm would take a bias away again.
+      # Norms have a bias or do without, as the convolution then does.
       x = layers.Conv(self.width, stride, bias=self.norm == "none")(x)
       x = layers.activation(self.activation)(layers.norm(self.norm)(x))
       if self.pooling in ("max", "average") and min(x.shape[1:3]) > 1:

@@ -14,6 +14,8 @@ from tasks import networks
 def _regularised(network: networks.Network, images: images_lib.Images,
                  batch_size: int = 64, compute_dtype: str = "float32",
                  decay: float = 1e-2) -> base.Task:
+  if images.num_classes < 3:
+    raise ValueError("logistic_regression is for at least 3 classes.")
   if not decay > 0:
     raise ValueError(f"decay must be positive, got {decay}: without it the "
                      "optimum may be infinitely far away.")

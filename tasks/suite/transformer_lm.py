@@ -59,6 +59,9 @@ def make(parametrization, text: text_lib.Text, width: int = 32, depth: int = 1,
   layers.check(depth=depth)
   layers.check_heads(width, head_size)
   layers.check_choice("positions", positions, POSITIONS)
+  if positions == "rotary" and head_size % 2:
+    raise ValueError(f"Rotary positions need an even head_size, got "
+                     f"{head_size}.")
   vocab = text.vocab_size
   tied_mult = parametrization.output_mult(
       (width, vocab), (2 * width, vocab)) if tied else None

@@ -1,0 +1,152 @@
+"""Tables and plots of comparisons."""
+
+import pathlib
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+REFERENCE = "AdamW"
+
+
+def interval(values, statistic=np.mean) -> tuple[float, float]:
+  """95 % bootstrap interval of the mean; both ends equal for one value."""
+  values = np.asarray(values, float)
+  if len(values) == 1 or np.ptp(values) == 0 or not np.all(
+      np.isfinite(values)):
+    return float(np.mean(values)), float(np.mean(values))
+  found = stats.bootstrap(
+      (values,), statistic, method="percentile", vectorized=False,
+      n_resamples=2000, rng=np.random.default_rng(0))
+  return (float(found.confidence_interval.low),
+          float(found.confidence_interval.high))
+
+
+def speedup(curve: list[float], reference: np.ndarray) -> float:
+  """How many times fewer steps than a reference, to the same loss.
+
+  If the run gets as low as the reference ends: all steps over the steps that it
+  needs for that, at least 1. Else, less than 1: the steps that the reference
+  needs to get as low as the run ends, over all steps. 0 for one that diverged.
+
+  Args:
+    curve: losses of the run, at evenly spaced steps.
+    reference: the same of the reference.
+  """
+  losses = np.minimum.accumulate(np.where(np.isnan(curve), np.inf, curve))
+  if not np.isfinite(curve[-1]):
+    return 0.0
+  lowest = np.minimum.accumulate(reference)
+  if losses[-1] <= lowest[-1]:
+    return len(losses) / (1 + int(np.argmax(losses <= lowest[-1])))
+  return (1 + int(np.argmax(lowest <= losses[-1]))) / len(lowest)
+
+
+def with_speedup(results: pd.DataFrame) -> pd.DataFrame:
+  """A column "speedup" against the mean curve of AdamW, if that is there."""
+  if REFERENCE not in set(results["method"]):
+    return results
+  found = results.copy()
+  for target, group in results.groupby("target", sort=False):
+    curves = group[group["method"] == REFERENCE]["curve"].tolist()
+    reference = np.mean(curves, 0)
+    for i, curve in group["curve"].items():
+      found.loc[i, "speedup"] = speedup(curve, reference)
+  return found
+
+
+def table(results: pd.DataFrame) -> str:
+  """A markdown table, one row per target and method."""
+  rows = []
+  for (target, method), group in results.groupby(
+      ["target", "method"], sort=False):
+    with_interval = lambda name, group=group: (
+        "{:.2g} ({:.2g} to {:.2g})".format(
+            group[name].mean(), *interval(group[name])))
+    rate, schedule = group["learning_rate"].iloc[0], group["schedule"].iloc[0]
+    row = {
+        "task": target, "optimizer": method,
+        "learning rate": "none" if pd.isna(rate) else (
+            f"{rate:.1e} {schedule}" +
+            (" (grid edge)" if group["grid_edge"].iloc[0] else "")),
+        "mean train loss": with_interval("mean_train_loss"),
+        "final train loss": with_interval("final_train_loss"),
+        "validation loss": with_interval("outer_valid_loss"),
+        "test loss": with_interval("test_loss")}
+    if "test_accuracy" in group and group["test_accuracy"].notna().all():
+      row["test accuracy"] = f"{group['test_accuracy'].mean():.1%}"
+    if "speedup" in group:
+      row["speed-up"] = with_interval("speedup")
+    row["diverged"] = (
+        f"{(~np.isfinite(group['final_train_loss'])).sum()} of {len(group)}")
+    rows.append(row)
+  return pd.DataFrame(rows).fillna("").to_markdown(
+      index=False, disable_numparse=True)
+
+
+def summary(results: pd.DataFrame) -> str:
+  """Interquartile means of the speed-ups over all tasks and seeds."""
+  if "speedup" not in results:
+    return ""
+  middle = lambda x: stats.trim_mean(x, 0.25)
+  rows = []
+  for method, group in results.groupby("method", sort=False):
+    values = group["speedup"]
+    rows.append({
+        "optimizer": method, "runs": len(group),
+        "interquartile mean of speed-ups": "{:.2f} ({:.2f} to {:.2f})".format(
+            middle(values), *interval(values, middle)),
+        "diverged": int((~np.isfinite(group["final_train_loss"])).sum())})
+  return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
+  """Loss against steps for each target, and final loss of all."""
+  matplotlib.use("Agg")
+  from matplotlib import pyplot as plt
+  targets, names = (list(results[x].unique()) for x in ("target", "method"))
+  columns = min(len(targets) + 1, 4)
+  lines = -(-(len(targets) + 1) // columns)
+  figure, grid = plt.subplots(
+      lines, columns, figsize=(3.6 * columns, 3.2 * lines), squeeze=False,
+      layout="constrained")
+  axes = list(grid.flat)
+  for axis in axes[len(targets) + 1:]:
+    axis.set_visible(False)
+  for axis, target in zip(axes, targets):
+    for i, name in enumerate(names):
+      group = results[(results.target == target) & (results.method == name)]
+      curves = np.array(group["curve"].tolist())
+      steps = np.linspace(0, group["num_steps"].iloc[0], curves.shape[1])
+      axis.plot(steps, np.mean(curves, 0), color=f"C{i}", label=name)
+      axis.fill_between(steps, np.min(curves, 0), np.max(curves, 0),
+                        color=f"C{i}", alpha=0.2, linewidth=0)
+    axis.set(title=target, xlabel="step", yscale="log")
+  axes[0].set_ylabel("train loss (mean and range of seeds)")
+  axes[0].legend(fontsize="small")
+  last = axes[len(targets)]
+  for i, name in enumerate(names):
+    groups = [results[(results.target == t) & (results.method == name)]
+              for t in targets]
+    last.plot(range(len(targets)),
+              [g["final_train_loss"].mean() for g in groups], "o-",
+              color=f"C{i}")
+    ends = np.array([interval(g["final_train_loss"]) for g in groups])
+    last.fill_between(range(len(targets)), ends[:, 0], ends[:, 1],
+                      color=f"C{i}", alpha=0.2, linewidth=0)
+  last.set(title="final train loss", yscale="log", xticks=range(len(targets)))
+  last.set_xticklabels(targets, rotation=30, ha="right")
+  last.minorticks_off()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def write(results: pd.DataFrame, folder: pathlib.Path) -> str:
+  """Writes results.csv, table.md and transfer.png; returns the tables."""
+  results = with_speedup(results)
+  results.drop(columns="curve").to_csv(folder / "results.csv", index=False)
+  text = "\n\n".join(x for x in (table(results), summary(results)) if x)
+  (folder / "table.md").write_text(text + "\n")
+  plot(results, folder / "transfer.png")
+  return f"{text}\n\nPlot: {folder / 'transfer.png'}"
