@@ -26,7 +26,7 @@ from tasks import suite
 ROOT = pathlib.Path(__file__).parents[1]
 COPIES = 8
 MUP = parametrizations.get("mup")
-TASK = suite.get("mlp", MUP, width=4, batch_size=4)
+TASK = suite.get("mlp", MUP, width=4, depth=1, batch_size=4)
 
 
 def sgd(theta, *, num_steps=None):
@@ -66,7 +66,9 @@ def test_device_counts_and_mappings(name):
                              shortest=3, longest=6)
   expected = outs(estimator, THETA, 1, "shard_map")
   assert all(np.any(x != 0) for x in jax.tree.leaves(expected[0][0].grad))
-  for count, how in ((2, "shard_map"), (8, "shard_map"), (8, "pmap")):
+  more = ((2, "shard_map"), (8, "pmap")) if name in (
+      "pes", "truncated_backprop") else ()
+  for count, how in ((8, "shard_map"), *more):
     # Differences of nearly equal losses: rounding counts.
     assert_close(outs(estimator, THETA, count, how), expected, 2e-4)
 
