@@ -7,8 +7,8 @@ learning rate means for Adam, and meta-training starts from there. Trains a task
 of each family in the suites for training with factors on the updates of
 matrices and of vectors, with and without a horizon, and scores each pair of
 factors by the log of the mean train loss over the best one's, averaged over
-tasks. Ten minutes on two cores. Writes table.md and results.csv; run again, it
-skips what is done.
+tasks. Five to ten minutes on two cores. Writes table.md and results.csv; run
+again, it skips what is done.
 """
 
 import itertools
