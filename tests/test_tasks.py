@@ -1,8 +1,6 @@
 """Tasks: what any must do, and what some families promise."""
 
 import functools
-import importlib
-import inspect
 import os
 
 import jax
@@ -12,14 +10,10 @@ import optax
 import pytest
 
 from learned_opt import parametrizations
-from meta_train import evaluate
-from meta_train import unroll
-from tasks import augment
 from tasks import base
 from tasks import layers
 from tasks import normalizers
 from tasks import suite
-from tasks import suites
 from tasks import text as text_lib
 from tasks.suite import rnn_lm
 from tasks.suite import transformer_lm
@@ -130,10 +124,9 @@ def check_init(task, params, settings, parametrization):
     assert abs(np.std(x) - std) <= 5 * std / (2 * x.size)**0.5, path
 
 
-@families
+@pytest.mark.parametrize("name", [
+    name for name in suite.names() if name != "quadratic"])  # has no network
 def test_bfloat16_is_close(name):
-  if name == "quadratic":
-    pytest.skip("has no network")
   settings = SMALL.get(name, {})
   full, half = (suite.get(name, STANDARD, **settings, compute_dtype=dtype)
                 for dtype in ("float32", "bfloat16"))
@@ -275,95 +268,6 @@ def test_normalizers():
   assert np.all(np.isfinite(slope))
 
 
-@pytest.mark.parametrize("level, numbers", [
-    ("global", 1), ("tensor", 6), ("parameter", 4 + 2 * 300)])
-def test_reparametrization(level, numbers):
-  """The same network, gradients times the factors, new ones every episode."""
-  plain = suite.get("mlp", MUP, width=4)
-  task = augment.reparametrize(plain, level, 0.1, 10.0)
-  seen = {}
-
-  def opt_fn(theta, *, num_steps=None):
-    def update(grads, state, params, **extra):
-      return jax.tree.map(lambda g: -theta * g, grads), state
-    return optax.GradientTransformationExtraArgs(
-        lambda params: seen.setdefault("params", params), update)
-
-  start = lambda task, seed: unroll.start(
-      task, opt_fn, 0.1, jax.random.key(seed), jnp.int32(9))
-  state = start(task, 3)
-  factors = lambda state: np.concatenate([
-      np.broadcast_to(f, x.shape).ravel() for f, x in zip(
-          jax.tree.leaves(state.scales), jax.tree.leaves(state.params))])
-  joined = factors(state)
-  distinct = len(np.unique(joined))
-  assert distinct == (numbers if level != "parameter" else joined.size)
-  assert 0.1 <= joined.min() <= joined.max() <= 10
-  params = unroll.task_params(state.params, state.scales)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-               params, plain.init(jax.random.key(3)))
-  jax.tree.map(np.testing.assert_array_equal, seen["params"], state.params)
-  assert not np.allclose(joined, factors(start(task, 4)))
-
-  data = jax.device_put(plain.data)
-  # One step of gradient descent with each factor squared as learning rate.
-  after, losses = jax.jit(lambda state: unroll.unroll(
-      task, opt_fn, 0.1, state, jax.random.key(5), data, 1))(state)
-  found = unroll.task_params(after.params, after.scales)
-  keys = unroll.step_keys(jax.random.key(5), 1)[0]
-  batch = plain.sample_batch(keys[0], data["train"])
-  loss, grads = jax.value_and_grad(
-      lambda p: plain.loss(p, None, batch)[0])(params)
-  np.testing.assert_allclose(losses[0], loss, rtol=1e-5)
-  expected = jax.tree.map(
-      lambda p, g, f: p - 0.1 * f**2 * g, params, grads, state.scales)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-4, atol=1e-6), found, expected)
-
-
-@pytest.mark.parametrize("level", augment.LEVELS)
-def test_evaluation_of_reparametrized_tasks(level):
-  """At rate 0 nothing is trained, so factors change nothing."""
-  plain = suite.get("mlp", MUP, width=2, depth=1)
-  opt_fn = lambda rate, *, num_steps=None: optax.with_extra_args_support(
-      optax.sgd(rate))
-  keys = jax.random.split(jax.random.key(0), 10)  # as many as classes
-  losses = [evaluate.train(task, opt_fn, np.zeros(10, np.float32), keys, 2
-                           ).final["test"]["loss"]
-            for task in (plain, augment.reparametrize(plain, level))]
-  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-
-
-def test_factors_do_not_depend_on_params():
-  task = augment.reparametrize(suite.get("mlp", MUP, width=4), "parameter")
-
-  def one(key):
-    state = unroll.start(task, lambda theta, num_steps: optax.sgd(0.0), None,
-                         key, 1)
-    params = unroll.task_params(state.params, state.scales)
-    return [jnp.log(state.scales[f"layer_{i}"]["w"]).ravel()[:16]
-            for i in (0, 1)], [params[f"layer_{i}"]["w"].ravel()[:16]
-                               for i in (0, 1)]
-
-  factors, params = jax.jit(jax.vmap(one))(
-      jax.random.split(jax.random.key(0), 200))
-  for x in factors:
-    for y in params:
-      found = np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]
-      assert abs(found) < 0.1  # 3200 pairs
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (("tensors",), "available: global, tensor, parameter"),
-    (("tensor", 0.0, 1.0), "low 0.0"), (("tensor", 2.0, 1.0), "at most high")])
-def test_reparametrization_errors(arguments, message):
-  task = suite.get("quadratic", None)
-  with pytest.raises(ValueError, match=message):
-    augment.reparametrize(task, *arguments)
-  with pytest.raises(ValueError, match="already"):
-    augment.reparametrize(augment.reparametrize(task))
-
-
 @pytest.mark.parametrize("name, settings, message", [
     ("mpl", {}, "available: " + ", ".join(suite.names())),
     ("quadratic", {"width": 3}, "does not take the settings"),
@@ -387,45 +291,3 @@ def test_reparametrization_errors(arguments, message):
 def test_errors(name, settings, message):
   with pytest.raises(ValueError, match=message):
     suite.get(name, MUP, **settings)
-
-
-def test_no_heldout_task_is_trained_on():
-  def pair(section):
-    make = importlib.import_module(f"tasks.suite.{section['name']}").make
-    default = inspect.signature(make).parameters["dataset"].default
-    return section["name"], section.get("dataset", default)
-  held = suites.get("heldout")
-  for name in suites.TRAINING:
-    trained = suites.get(name)
-    assert not {pair(s) for s in trained.values()} & {
-        pair(s) for s in held.values()}
-  assert {s["num_steps"] for s in held.values()} == {2000}
-  assert set(suites.names()) == {*suites.TRAINING, "heldout"}
-  with pytest.raises(ValueError, match="available: train_small"):
-    suites.get("train")
-
-
-def test_heldout_networks_are_larger():
-  """Each is wider or deeper than all of its family that are trained on."""
-  for name, section in suites.get("heldout").items():
-    same = [s for suite_name in suites.TRAINING
-            for s in suites.get(suite_name).values()
-            if s["name"] == section["name"]]
-    make = importlib.import_module(f"tasks.suite.{section['name']}").make
-    value = lambda s, key, make=make: s.get(
-        key, inspect.signature(make).parameters[key].default)
-    assert all(any(value(section, key) > value(s, key)
-                   for key in ("width", "depth")) for s in same), name
-  # And no files are needed for the small suite.
-  assert not any("dataset" in s for s in suites.get("train_small").values())
-
-
-@needs_files
-@pytest.mark.parametrize("name", suites.names())
-def test_every_section_of_the_suites_is_a_task(name):
-  for section in suites.get(name).values():
-    settings = {k: v for k, v in section.items()
-                if k not in ("name", "augment", "num_steps")}
-    task = suite.get(section["name"], MUP, **settings)
-    if "augment" in section:
-      augment.reparametrize(task, **section["augment"])
