@@ -23,24 +23,37 @@ def interval(values, statistic=np.mean) -> tuple[float, float]:
           float(found.confidence_interval.high))
 
 
+def trailing_mean(curve) -> np.ndarray:
+  """Means over the tenth of the curve that ends at each point.
+
+  Single points are noisy: the lowest of many lies below where a run really is,
+  which would make every optimizer faster than itself.
+  """
+  part = max(1, len(curve) // 10)
+  return np.convolve(curve, np.full(part, 1 / part), "valid")
+
+
 def speedup(curve: list[float], reference: np.ndarray) -> float:
   """How many times fewer steps than a reference, to the same loss.
 
   If the run gets as low as the reference ends: all steps over the steps that it
-  needs for that, at least 1. Else, less than 1: the steps that the reference
-  needs to get as low as the run ends, over all steps. 0 for one that diverged.
+  needs for that, 1 to 10. Else, less than 1: the steps that the reference needs
+  to get as low as the run ends, over all steps. 0 for one that diverged. Losses
+  are `trailing_mean`s, so the last one is the final train loss.
 
   Args:
     curve: losses of the run, at evenly spaced steps.
     reference: the same of the reference.
   """
-  losses = np.minimum.accumulate(np.where(np.isnan(curve), np.inf, curve))
-  if not np.isfinite(curve[-1]):
+  if not np.all(np.isfinite(curve)):
     return 0.0
-  lowest = np.minimum.accumulate(reference)
-  if losses[-1] <= lowest[-1]:
-    return len(losses) / (1 + int(np.argmax(losses <= lowest[-1])))
-  return (1 + int(np.argmax(lowest <= losses[-1]))) / len(lowest)
+  run, reference = trailing_mean(curve), trailing_mean(reference)
+  skipped = len(curve) - len(run)
+  needed = lambda losses, goal: (
+      skipped + 1 + int(np.argmax(losses <= goal))) / len(curve)
+  if run[-1] > reference[-1]:
+    return needed(reference, run[-1])
+  return 1 / needed(run, reference[-1])
 
 
 def with_speedup(results: pd.DataFrame) -> pd.DataFrame:

@@ -14,12 +14,14 @@ python -m experiments.transfer --workdir=runs/heldout --suite=heldout \
 Learned optimizers are used as they are. Baselines (experiments/baselines.py)
 are tuned where they are used, or at the first value of the axis, over nine
 learning rates and two schedules, with seeds of their own. Writes results.csv,
-table.md and transfer.png to the workdir. Run again, it skips what is done.
+table.md, transfer.png and command.txt to the workdir. Run again, it skips what
+is done.
 """
 
 import ast
 import dataclasses
 import pathlib
+import shlex
 import sys
 from typing import Any, Callable, NamedTuple
 
@@ -307,6 +309,8 @@ def main(argv):
                    if name not in baselines.BASELINES]
     targets = targets_of(found)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.txt").write_text(
+        f"python -m experiments.transfer {shlex.join(sys.argv[1:])}\n")
     runs = sum(found.seeds + found.tuning_seeds * (
         len(m.candidates) if len(m.candidates) > 1 else 0) for m in compared)
     with tqdm.tqdm(

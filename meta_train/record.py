@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 
@@ -35,7 +36,19 @@ def software(devices: int) -> dict:
   return {"python": platform.python_version(), "jax": jax.__version__,
           "jaxlib": jaxlib.__version__, "numpy": np.__version__,
           "optax": optax.__version__, "backend": jax.default_backend(),
-          "devices": devices, "git_revision": revision}
+          "cpu": _cpu(), "devices": devices, "git_revision": revision}
+
+
+def _cpu() -> str:
+  """What decides which code is made for the CPU, and so the last bits."""
+  try:
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:  # not Linux
+    return f"{platform.machine()} {platform.processor()}"
+  model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+  vectors = sorted({*re.findall(r"\b(avx2|avx512f|amx_tile|asimd|sve)\b", text)})
+  return " ".join([
+      platform.machine(), *([model.group(1)] if model else []), *vectors])
 
 
 def result_config(config) -> dict:

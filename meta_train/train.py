@@ -60,7 +60,9 @@ class Clock:
 
   def __init__(self, max_minutes: float):
     self._limit = 60 * max_minutes
-    self._start = self._last = time.monotonic()
+    self._start = time.monotonic()
+    self._last: float | None = None
+    self._longest = 0.0  # time between two calls
     self.terminated = False
 
   def reason(self) -> str | None:
@@ -69,8 +71,11 @@ class Clock:
     Of several processes, all get the same answer.
     """
     now = time.monotonic()
-    interval, self._last = now - self._last, now
-    over = bool(self._limit) and now + interval - self._start > self._limit
+    if self._last is not None:  # what is before the first call is compilation
+      self._longest = max(self._longest, now - self._last)
+    self._last = now
+    over = bool(self._limit) and (
+        now + self._longest - self._start > self._limit)
     if parallel.anywhere(self.terminated):
       return "SIGTERM"
     return "max_minutes" if parallel.anywhere(over) else None
@@ -180,7 +185,8 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   if first:
     artifact_lib.write(result, artifact(
         config, state.theta, used, config.num_steps))
-    print(writer.summary(result), flush=True)
+    print(f"{writer.summary(result)}\n"
+          f"sha256 of theta: {artifact_lib.sha256(state.theta)}", flush=True)
   return result
 
 
@@ -239,7 +245,7 @@ def _loop(config, program: program_lib.Program, state: base.MetaState,
           saved: checkpoint.Checkpointer | None, writer: metrics_lib.Writer,
           clock: Clock, select) -> base.MetaState:
   """Outer steps until config.num_steps; returns the last state, on the host."""
-  first = int(state.step)
+  first, written = int(state.step), time.perf_counter()
   if select is not None and not first:
     writer.write(0, select(0, parallel.fetch(state.theta)))
   waiting, began = [], time.perf_counter()
@@ -266,6 +272,8 @@ def _loop(config, program: program_lib.Program, state: base.MetaState,
         if select is not None:
           mean |= select(step, parallel.fetch(state.theta))
         began = time.perf_counter()  # its time is not that of outer steps
+      mean["seconds"] = time.perf_counter() - written
+      written += mean["seconds"]
       writer.write(step, mean)
       bar.update(len(rows))
       bar.set_postfix_str(

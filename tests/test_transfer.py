@@ -59,6 +59,8 @@ def test_command_is_resumable(tmp_path):
   cells = sorted((folder / "cells").iterdir())
   assert len(cells) == 2 * 3
   assert (folder / "transfer.png").read_bytes()[:4] == b"\x89PNG"
+  assert (folder / "command.txt").read_text() == (
+      "python -m experiments.transfer " + " ".join(command[3:]) + "\n")
   # A cell that is not done is computed again, the others are not.
   (cells[0] / "DONE").unlink()
   (cells[0] / "metrics.jsonl").write_text("")
@@ -135,6 +137,15 @@ def test_schedules():
 def test_speedup(curve, expected):
   reference = np.array([4.0, 3.0, 2.0, 1.0])
   assert report.speedup(curve, reference) == expected
+
+
+def test_noise_does_not_make_an_optimizer_faster_than_itself():
+  noise = np.random.default_rng(0).normal(size=(16, 100))
+  curves = np.exp(-np.linspace(0, 3, 100)) * (1 + 0.2 * noise)
+  speedups = [report.speedup(curve, curves.mean(0)) for curve in curves]
+  assert 0.9 < np.mean(speedups) < 1.1
+  assert report.speedup([*curves[0][:50], *[float("nan")] * 50],
+                        curves[1]) == 0
 
 
 def test_table_and_interval():
