@@ -65,7 +65,8 @@ def batches(tasks: dict[str, tasks_base.Task], seed: int, copies: int,
       each = jax.vmap(lambda key: unroll.step_keys(
           unroll.key_of_truncation(key), truncation))(keys[name])
       found[name] = {}
-      for split, column in {loss_split: 2, "train": 0}.items():
+      second = unroll.drawn_from(loss_split)
+      for split, column in {second: 2, "train": 0}.items():
         own = each[:, :, column].reshape(-1)  # [copies * truncation]
         found[name][split] = {
             "keys": jax.random.key_data(own),

@@ -11,6 +11,7 @@ from learned_opt import width
 from tasks import base as tasks_base
 
 LOSSES = ("mean", "last")
+BOTH = "both"  # a loss_split: the mean of those on train and inner_valid
 
 OptFn = Callable[..., optax.GradientTransformationExtraArgs]
 
@@ -96,7 +97,7 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
     num_steps: number of inner steps.
     loss_split: "train" records the loss whose gradient is taken, before the
       update; another split records the loss of the updated parameters on a
-      batch from it.
+      batch from it; "both" the mean of the former and of that on inner_valid.
     remat: compute steps again when differentiating, to keep less in memory.
 
   Returns:
@@ -117,8 +118,9 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
         grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     if loss_split != "train":
-      batch = task.sample_batch(valid_key, data[loss_split])
-      loss, _ = loss_of(params, loss_key, batch)
+      batch = task.sample_batch(valid_key, data[drawn_from(loss_split)])
+      valid_loss, _ = loss_of(params, loss_key, batch)
+      loss = (loss + valid_loss) / 2 if loss_split == BOTH else valid_loss
     return InnerState(
         params, opt_state, state.step + 1, state.length, scales), loss
 
@@ -127,14 +129,20 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
       step_keys(key, num_steps))
 
 
+def drawn_from(loss_split: str) -> str:
+  """The split whose batches are drawn with the third of `step_keys`."""
+  return "inner_valid" if loss_split == BOTH else loss_split
+
+
 def check_loss(loss: str, loss_split: str) -> None:
   """Raises ValueError unless these are names of a meta-loss."""
   if loss not in LOSSES:
     raise ValueError(
         f"Unknown loss {loss!r}; available: {', '.join(LOSSES)}.")
-  if loss_split not in tasks_base.META_SPLITS:
+  splits = (*tasks_base.META_SPLITS, BOTH)
+  if loss_split not in splits:
     raise ValueError(f"Unknown loss_split {loss_split!r}; available: "
-                     f"{', '.join(tasks_base.META_SPLITS)}.")
+                     f"{', '.join(splits)}.")
 
 
 def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str

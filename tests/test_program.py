@@ -11,15 +11,32 @@ import test_estimators as shared
 import tiny_config
 
 from learned_opt import base as learned_opt_base
+from learned_opt import parametrizations
 from meta_train import estimators
 from meta_train import metrics
 from meta_train import program
 from meta_train import step as step_lib
 from meta_train import train
+from meta_train import unroll
 import mulo
+from tasks import suite
 
 
-@pytest.mark.parametrize("loss_split", ["train", "inner_valid"])
+def test_both_is_the_mean_of_train_and_validation_loss():
+  standard = parametrizations.get("standard")
+  task = suite.get("mlp", standard, width=2, depth=1, batch_size=2)
+  sgd = lambda theta, num_steps: optax.sgd(0.1)
+  state = unroll.start(task, sgd, None, jax.random.key(0), 5)
+  data = jax.tree.map(jnp.asarray, task.data)
+  losses = {split: np.array(unroll.unroll(
+      task, sgd, None, state, jax.random.key(1), data, 5, split)[1])
+            for split in ("train", "inner_valid", "both")}
+  assert np.all(losses["train"] != losses["inner_valid"])
+  np.testing.assert_allclose(
+      losses["both"], (losses["train"] + losses["inner_valid"]) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_split", ["train", "inner_valid", "both"])
 def test_streamed_batches_are_those_of_resident_data(loss_split, tmp_path):
   config = tiny_config.get_config()
   config.num_steps = 8
