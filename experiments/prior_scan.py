@@ -36,7 +36,6 @@ from tasks import suites
 TASKS = {"train_small": ("mlp_w32_d4", "conv_w8", "vit_w16", "lm_w16",
                          "autoencoder_w32"),
          "train_wide": ("mlp_w128_d2", "conv_w16_norm", "vit_w32")}
-STEP_MULTS = (0.03, 0.1, 0.3, 1.0)
 VECTOR_MULTS = (0.03, 0.1, 0.3, 1.0)
 FLAGS = flags.FLAGS
 
@@ -55,14 +54,14 @@ def with_factors(lopt, theta):
   return opt_fn
 
 
-def rows(section: dict, horizon: bool, num_steps: int, data_dir: str | None
-         ) -> list[dict]:
+def rows(section: dict, parametrization: str, step_mults: list[float],
+         horizon: bool, num_steps: int, data_dir: str | None) -> list[dict]:
   """Mean and final train loss for each pair of factors."""
-  rule = parametrizations.get("mup")
+  rule = parametrizations.get(parametrization)
   task = program.task_of(section, rule, data_dir)
   lopt = optimizers.get("mulo", step_mult=1.0, hidden=4, horizon=horizon)
   opt_fn = with_factors(lopt, lopt.init(jax.random.key(0)))
-  grid = list(itertools.product(STEP_MULTS, VECTOR_MULTS))
+  grid = list(itertools.product(step_mults, VECTOR_MULTS))
   result = evaluate.train(
       task, unroll.scaled(opt_fn, rule, task), jnp.array(grid),
       jnp.stack([jax.random.key(0)] * len(grid)), num_steps)
@@ -87,6 +86,9 @@ def table(results: pd.DataFrame) -> str:
 def define_flags():
   """Defines the flags."""
   flags.DEFINE_string("workdir", None, "Folder of the results.")
+  flags.DEFINE_string("parametrization", "mup", "Of network and update.")
+  flags.DEFINE_list("step_mults", ["0.03", "0.1", "0.3", "1"],
+                    "Factors on all updates.")
   flags.DEFINE_integer("num_steps", 300, "Steps per run.", lower_bound=1)
   flags.DEFINE_string(
       "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
@@ -104,14 +106,14 @@ def main(argv):
            for horizon in (False, True)]
   frames = []
   try:
+    step_mults = [float(x) for x in FLAGS.step_mults]
     for name, section, horizon in tqdm.tqdm(
         cells, desc="tasks", mininterval=0.5 if sys.stderr.isatty() else 10):
-      identity = {"section": section, "horizon": horizon,
-                  "num_steps": FLAGS.num_steps,
-                  "grid": [STEP_MULTS, VECTOR_MULTS]}
+      settings = (section, FLAGS.parametrization, step_mults, horizon,
+                  FLAGS.num_steps)
       found = sweep.run_cell(
-          folder / "cells", identity, lambda: rows(
-              section, horizon, FLAGS.num_steps, FLAGS.data_dir))
+          folder / "cells", {"settings": settings, "grid": VECTOR_MULTS},
+          lambda: rows(*settings, FLAGS.data_dir))
       frames.append(pd.DataFrame(found).assign(task=name, horizon=horizon))
   except (ValueError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")

@@ -18,6 +18,7 @@ from meta_train import stream
 from meta_train import unroll
 from tasks import augment
 from tasks import base as tasks_base
+from tasks import normalizers
 from tasks import suite
 
 
@@ -38,7 +39,7 @@ class Program(NamedTuple):
 
 
 # What the section of a task says beside the settings of its family.
-NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps")
+NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps", "normalizer")
 
 
 def settings_of(section) -> dict:
@@ -57,6 +58,12 @@ def task_of(section, parametrization: learned_opt_base.Parametrization,
       section["name"], parametrization, data_dir=data_dir,
       **{k: v for k, v in settings_of(section).items()
          if k not in NOT_OF_THE_FAMILY})
+  if (name := section.get("normalizer")) is not None:
+    if name != "log" or task.chance_loss is None:
+      raise ValueError(
+          f"Unknown normalizer {name!r}; available: 'log' for tasks with a "
+          "loss of chance, or leave it out for that of the task.")
+    task = task._replace(normalize=normalizers.log_bounded(task.chance_loss))
   if section.get("augment") is None:
     return task
   try:

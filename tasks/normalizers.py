@@ -50,3 +50,14 @@ class Normalizer(NamedTuple):
 def bounded(chance_loss: float, scale: float = 1.0) -> Normalizer:
   """From 0 to 1.5 times the loss of guessing, times `scale`."""
   return Normalizer(0.0, 1.5 * chance_loss, scale=scale)
+
+
+def log_bounded(chance_loss: float, least: float = 0.01) -> Normalizer:
+  """log(loss / chance_loss), between those of `least` and 1.5.
+
+  Equal ratios count equally, early and late and on every task; below `least`,
+  where small data sets are learned by heart, nothing is gained any more.
+  """
+  return Normalizer(
+      math.log(least * chance_loss), math.log(1.5 * chance_loss),
+      math.log(chance_loss), log=True)

@@ -226,6 +226,19 @@ def test_mulo_with_a_horizon(lowering):
   np.testing.assert_allclose(late[5], 0.5 * reference[5], rtol=1e-3, atol=1e-6)
 
 
+def test_with_a_horizon_long_runs_look_like_short_ones():
+  params = {"w": jax.random.normal(jax.random.key(0), (5, 6))}
+  changes = {}
+  for horizon in (False, True):
+    lopt = optimizers.get("mulo", hidden=4, horizon=horizon)
+    tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 0))
+    _, state = tx.update(params, tx.init(params), params)
+    early, late = (tx.update(params, state._replace(step=jnp.int32(step)),
+                             params)[0]["w"] for step in (2 * 10**4, 10**5))
+    changes[horizon] = np.max(np.abs(late - early)) / np.max(np.abs(early))
+  assert changes[True] < 1e-5 < 1e-2 < changes[False]
+
+
 def test_vectors_have_a_factor_of_their_own():
   params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4), "s": jnp.float32(1)}
   theta = optimizers.get("mulo", hidden=3).init(jax.random.key(0))

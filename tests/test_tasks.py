@@ -262,6 +262,10 @@ def test_normalizers():
   np.testing.assert_allclose(
       scaled(jnp.array([-1.0, 0.0, 1.0, jnp.e, 9.0, jnp.nan])),
       [-25, -25, -5, 5, 5, 5], rtol=1e-6)
+  log = normalizers.log_bounded(2.0)
+  np.testing.assert_allclose(
+      log(jnp.array([0.0, 0.01, 0.2, 2.0, 9.0, jnp.nan])),
+      np.log([0.01, 0.01, 0.1, 1.0, 1.5, 1.5]), rtol=1e-5, atol=1e-6)
   slope = jax.grad(lambda x: jnp.sum(scaled(x)))(losses)
   assert np.all(np.isfinite(slope))
   slope = jax.grad(lambda x: jnp.sum(task.normalize(x)))(losses)

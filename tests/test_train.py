@@ -167,6 +167,8 @@ def test_another_config_is_refused(finished):
     ("tasks.bowl.weight", 0.0, "bowl.weight must be positive"),
     ("tasks.bowl.num_steps", 9, "bowl.num_steps means nothing"),
     ("tasks.bowl.augment", {"levle": 1}, "augment does not take"),
+    ("tasks.bowl.normalizer", "log", "for tasks with a loss of chance"),
+    ("tasks.digits.normalizer", "lgo", "Unknown normalizer 'lgo'"),
     ("evaluation.every", 3, "must be a multiple of log_every"),
     ("evaluation", {"every": 2, "tasks": {}}, "evaluation.tasks is empty"),
     ("mapping", "nope", "available: shard_map, pmap"),

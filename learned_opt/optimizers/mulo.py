@@ -48,6 +48,7 @@ NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
 ADAM_FEATURE = 6  # momentum of decay 0.9 over the root of the second moment
 NOISE_FEATURE = NUM_FEATURES - len(INITIAL_DECAYS)
 NUM_HORIZON_FEATURES = 2
+LAST_TIME = 1000  # for time features beside those of a horizon
 
 
 class State(NamedTuple):
@@ -71,7 +72,9 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     lowering: how the MLP is computed, see `learned_opt.mlp`.
     horizon: the update is multiplied by the part of num_steps that is left, to
       a learned power that starts at 1, and the MLP sees two features of it
-      (2 H + 1 more numbers). Without num_steps all is always left.
+      (2 H + 1 more numbers). Without num_steps all is always left. For the
+      features of absolute time, time stands still after 1,000 steps, so that
+      long runs show the MLP nothing that short ones did not.
     vector_mult: further factor on updates of parameters of fewer than two
       axes: biases and gains, which start at 0 or 1, not at 1/sqrt(fan_in).
 
@@ -237,8 +240,10 @@ def _features(grad, inverse, param, acc, decays, step, more
   def tensor(squares):
     noise = _noise_features(
         squares[features_lib.MOMENTUM], second_mean, decays, step)
-    found = [features_lib.time_features(step), noise]
-    return jnp.concatenate(found if more is None else [*found, more])
+    if more is None:
+      return jnp.concatenate([features_lib.time_features(step), noise])
+    return jnp.concatenate([
+        features_lib.time_features(jnp.minimum(step, LAST_TIME)), noise, more])
 
   return features_lib.Features(
       element, inputs, row, column, tensor, _inverse_rms, CLIP)
