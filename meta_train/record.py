@@ -46,7 +46,7 @@ def _cpu() -> str:
   except OSError:  # not Linux
     return f"{platform.machine()} {platform.processor()}"
   model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-  vectors = sorted({*re.findall(r"\b(avx2|avx512f|amx_tile|asimd|sve)\b", text)})
+  vectors = sorted(set(re.findall(r"\b(avx2|avx512f|amx_tile|sve)\b", text)))
   return " ".join([
       platform.machine(), *([model.group(1)] if model else []), *vectors])
 

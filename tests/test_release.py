@@ -67,7 +67,8 @@ def test_release(tmp_path, run, study):
   assert content == (run / "theta.safetensors").read_bytes()
   text = (out / "ours.md").read_text()
   for part in (
-      "1.50 hours", "cpu x, jax 0.10.2", "episodes of 100 to 1000", "Apache-2.0",
+      "1.50 hours", "cpu x, jax 0.10.2", "episodes of 100 to 1000",
+      "Apache-2.0",
       hashlib.sha256(content).hexdigest(), "| digits | mlp", "width=3",
       artifact_lib.sha256(mulo.read(out / "ours.safetensors").theta),
       "- a: final train loss 0.5 against 0.4, validation loss 0.5 against 0.4",
@@ -78,7 +79,7 @@ def test_release(tmp_path, run, study):
 
 
 def test_release_writes_nothing_by_halves(tmp_path, run, study):
-  with pytest.raises(ValueError, match="has no optimizer 'theirs'; it has ours"):
+  with pytest.raises(ValueError, match="no optimizer 'theirs'; it has ours"):
     release.release(run, "ours", "theirs", [study], tmp_path)
   with pytest.raises(OSError):
     release.release(run, "ours", "ours", [tmp_path / "none"], tmp_path)

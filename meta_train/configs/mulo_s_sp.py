@@ -1,0 +1,17 @@
+"""mulo-s-sp: the recipe of mulo-s under the standard parametrization.
+
+MULO_DATA_DIR=... python -m meta_train.train \
+    --config=meta_train/configs/mulo_s_sp.py --workdir=runs/mulo_s_sp
+"""
+
+import ml_collections
+
+from meta_train.configs import mulo_s
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """As mulo_s, starting from the multipliers that are best there."""
+  config = mulo_s.get_config().unlock()
+  config.parametrization = "standard"
+  config.optimizer.update(step_mult=0.03, vector_mult=0.3)
+  return config.lock()
