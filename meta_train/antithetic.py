@@ -69,8 +69,7 @@ def make(name: str, rule: Rule, task: tasks_base.Task, opt_fn: unroll.OptFn,
     longest: most inner steps of an episode.
     curriculum: see `truncation.lengths`.
     stagger: see `truncation.lengths`.
-    loss: the meta-loss of a truncation: the "mean" over its steps, or the
-      "last"; losses are normalised by the task.
+    loss: the meta-loss of a truncation, see `unroll.meta_loss`.
     loss_split: which losses, see `unroll.unroll`.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
@@ -120,9 +119,10 @@ def make(name: str, rule: Rule, task: tasks_base.Task, opt_fn: unroll.OptFn,
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
         keys, theta, state, data)  # losses [copies, 2, truncation]
+    first = jax.tree.map(lambda x: x[:, :1], state.inner)  # both are as far
     out = perturb.estimate(
-        state.noise, unroll.meta_loss(task, losses, loss), std, clip, sign,
-        drop_nonfinite, unroll.counts(losses))
+        state.noise, unroll.meta_loss(task, losses, loss, first), std, clip,
+        sign, drop_nonfinite, unroll.counts(losses))
     return out, state
 
   return base.GradientEstimator(init, estimate)

@@ -10,7 +10,7 @@ from learned_opt import base as learned_opt_base
 from learned_opt import width
 from tasks import base as tasks_base
 
-LOSSES = ("mean", "last")
+LOSSES = ("mean", "late", "last")
 BOTH = "both"  # a loss_split: the mean of those on train and inner_valid
 
 OptFn = Callable[..., optax.GradientTransformationExtraArgs]
@@ -145,17 +145,40 @@ def check_loss(loss: str, loss_split: str) -> None:
                      f"{', '.join(splits)}.")
 
 
-def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str
-              ) -> jax.Array:
+def weights(loss: str, inner: InnerState, num_steps: int) -> jax.Array:
+  """Of the last `num_steps` losses in the mean of an episode.
+
+  Args:
+    loss: "late": twice the part of the episode that is over, else 1.
+    inner: after these steps; step and length [...].
+    num_steps: how many.
+
+  Returns:
+    [..., num_steps]; their mean over an episode is 1 (1 + 1 / length for
+    "late").
+  """
+  if loss != "late":
+    return jnp.ones((*inner.step.shape, num_steps), jnp.float32)
+  steps = inner.step[..., None] - jnp.arange(num_steps)[::-1].reshape(
+      (1,) * inner.step.ndim + (-1,))
+  return 2 * steps.astype(jnp.float32) / inner.length[..., None].astype(
+      jnp.float32)
+
+
+def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str,
+              inner: InnerState) -> jax.Array:
   """Losses [..., steps] to what is minimised [...].
 
   Args:
     task: its `normalize` is applied to every loss.
     losses: as `unroll` returns them.
-    loss: "mean" over the steps, or the "last" one.
+    loss: "mean" over the steps, "late": weighted by `weights`, or the "last".
+    inner: after these steps; leading axes like those of losses, or 1.
   """
   losses = task.normalize(losses)
-  return losses[..., -1] if loss == "last" else jnp.mean(losses, -1)
+  if loss == "last":
+    return losses[..., -1]
+  return jnp.mean(losses * weights(loss, inner, losses.shape[-1]), -1)
 
 
 def counts(losses: jax.Array) -> dict[str, jax.Array]:

@@ -42,9 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer = {
       "name": "mulo", "hidden": 8, "step_mult": 0.3, "vector_mult": 0.1,
       "horizon": True}
-  config.num_steps = 3000
+  config.num_steps = 2000
   config.copies = 16
-  config.estimator.name = "noise_reuse_es"
+  config.estimator.update(name="noise_reuse_es", loss="late")
   config.theta_opt.update(
       learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
   config.evaluation.update(every=500, num_steps=500, seeds=2)

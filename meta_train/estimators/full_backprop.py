@@ -74,8 +74,11 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, truncation: int = 25,
     losses = losses.reshape(-1)
     before_end = jnp.arange(len(losses)) < inner.length
     normalized = jnp.where(before_end, task.normalize(losses), 0)
+    # The weight of step t is the same, whether it is the last one or not.
+    weights = unroll.weights(loss, inner._replace(
+        step=jnp.int32(len(losses))), len(losses))
     total = (normalized[inner.length - 1] if loss == "last"
-             else jnp.sum(normalized) / inner.length)
+             else jnp.sum(weights * normalized) / inner.length)
     return total, (before_end, losses)
 
   def estimate(keys, theta, state, data):

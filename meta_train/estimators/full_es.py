@@ -77,8 +77,8 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
       pick = lambda new, old: jnp.where(
           on.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
       new, losses = jax.vmap(truncate)(keys, thetas, inner)
-      value = unroll.meta_loss(task, losses, loss)  # [copies, 2]
-      if loss == "mean":
+      value = unroll.meta_loss(task, losses, loss, new)  # [copies, 2]
+      if loss != "last":
         value = total + value * (truncation / length)[:, None]
       bad = jnp.sum(~jnp.isfinite(losses), 2, dtype=jnp.float32)
       return (jax.tree.map(pick, new, inner), pick(value, total),

@@ -81,7 +81,7 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, truncation: int = 25,
     inner, losses = unroll.unroll(
         task, opt_fn, theta, inner, unroll.key_of_truncation(key), data,
         truncation, loss_split, remat)
-    return unroll.meta_loss(task, losses, loss), (
+    return unroll.meta_loss(task, losses, loss, inner), (
         State(inner, state.outer_step + 1), losses)
 
   def estimate(keys, theta, state, data):
