@@ -12,6 +12,7 @@ import ml_collections
 from meta_train.configs import quickstart
 
 _MNIST = {"dataset": "mnist", "image_size": 8}
+_MNIST_14 = {"dataset": "mnist", "image_size": 14}
 
 # Losses count by their logarithm, so that the end of training weighs as much as
 # its beginning.
@@ -19,8 +20,7 @@ TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
     "mlp_w32_d4": {"name": "mlp", "width": 32, "depth": 4},
     # Three times as many inputs.
-    "mlp_w32_d2_large": {"name": "mlp", "dataset": "mnist", "image_size": 14,
-                         "width": 32, "depth": 2},
+    "mlp_w32_d2_large": {"name": "mlp", **_MNIST_14, "width": 32, "depth": 2},
     # Labels that cannot be learned, so gradients stay noisy to the end.
     "mlp_w32_d2_noisy": {"name": "mlp", **_MNIST, "width": 32, "depth": 2,
                          "label_noise": 0.3},
@@ -31,7 +31,17 @@ TASKS = {
               "batch_size": 16},
     "rnn_w8": {"name": "rnn_lm", "width": 8, "length": 8, "batch_size": 16}}
 
-_MNIST_14 = {"dataset": "mnist", "image_size": 14}
+# Wider, deeper or with more pixels.
+EVALUATION = {
+    "mlp_w128": {"name": "mlp", **_MNIST_14, "width": 128, "depth": 2,
+                 "num_steps": 1000},
+    "mlp_w64_d4": {"name": "mlp", "dataset": "mnist", "image_size": 28,
+                   "width": 64, "depth": 4},
+    "conv_w16": {"name": "conv", **_MNIST_14, "width": 16, "norm": "layer"},
+    "vit_w16": {"name": "vit", **_MNIST_14, "patch": 7, "width": 16,
+                "batch_size": 16},
+    "lm_w16": {"name": "transformer_lm", "width": 16, "length": 16},
+    "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 16}}
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -48,16 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.theta_opt.update(
       learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
   config.evaluation.update(every=500, num_steps=500, seeds=2)
-  config.evaluation.tasks = {
-      "mlp_w128": {"name": "mlp", **_MNIST_14, "width": 128, "depth": 2,
-                   "num_steps": 1000},
-      "mlp_w64_d4": {"name": "mlp", "dataset": "mnist", "image_size": 28,
-                     "width": 64, "depth": 4},
-      "conv_w16": {"name": "conv", **_MNIST_14, "width": 16, "norm": "layer"},
-      "vit_w16": {"name": "vit", **_MNIST_14, "patch": 7, "width": 16,
-                  "batch_size": 16},
-      "lm_w16": {"name": "transformer_lm", "width": 16, "length": 16},
-      "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 16}}
+  config.evaluation.tasks = EVALUATION
   config.devices = 2  # for the same bits on machines with more cores
   config.log_every = 25
   return config.lock()
