@@ -75,7 +75,7 @@ def table(results: pd.DataFrame) -> str:
   for (target, method), group in results.groupby(
       ["target", "method"], sort=False):
     with_interval = lambda name, group=group: (
-        "{:.2g} ({:.2g} to {:.2g})".format(
+        "{:.3g} ({:.3g} to {:.3g})".format(
             group[name].mean(), *interval(group[name])))
     rate, schedule = group["learning_rate"].iloc[0], group["schedule"].iloc[0]
     row = {
