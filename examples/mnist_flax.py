@@ -1,10 +1,11 @@
-"""A flax network of your own on MNIST, trained by a pretrained optimizer.
+"""A flax network of your own on MNIST, trained by a learned optimizer.
 
-python examples/mnist_flax.py --data_dir=DIR [--width=512] [--adamw=1e-3]
+python examples/mnist_flax.py --data_dir=DIR \
+    --optimizer=runs/quickstart/theta.safetensors [--width=512]
 
 DIR holds the four files of MNIST as they are distributed (IDX, gzip). Only the
 optimizer comes from mulo; the three comments that start with muP are all that
-the network needs for it.
+the network needs for it. With --adamw=1e-3 instead of --optimizer, AdamW.
 """
 
 import argparse
@@ -48,9 +49,9 @@ def main(argv: list[str]) -> float:
   """Trains; returns the accuracy on the test images."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data_dir", type=pathlib.Path, required=True)
-  parser.add_argument("--optimizer", default="mulo-s")
-  parser.add_argument("--adamw", type=float, default=None,
-                      help="use AdamW with this learning rate instead")
+  which = parser.add_mutually_exclusive_group(required=True)
+  which.add_argument("--optimizer", help="file that meta-training wrote")
+  which.add_argument("--adamw", type=float, help="learning rate")
   parser.add_argument("--width", type=int, default=512)
   parser.add_argument("--num_steps", type=int, default=1000)
   parser.add_argument("--batch_size", type=int, default=128)
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> float:
   test_images, test_labels = read(args.data_dir, "t10k")
   logits = Classifier(args.width).apply(params, test_images)
   accuracy = float(jnp.mean(jnp.argmax(logits, -1) == test_labels))
-  last = float(np.mean(losses[-len(losses) // 10:]))
+  last = float(np.mean(losses[-max(1, len(losses) // 10):]))
   print(f"train loss of the last tenth: {last:.4f}; "
         f"test accuracy: {accuracy:.2%}")
   return accuracy
