@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
   return folder
 
 
-def rows(folder, skip=("inner_steps_per_second",)):
+def rows(folder, skip=("inner_steps_per_second", "seconds")):
   return [{k: v for k, v in row.items() if k not in skip}
           for row in metrics.read(folder / "metrics.jsonl")]
 
