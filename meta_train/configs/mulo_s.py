@@ -1,4 +1,4 @@
-"""mulo-s, as it ships: meta-trained on two CPU cores in about an hour.
+"""The recipe of mulo-s, for two CPU cores.
 
 MULO_DATA_DIR=... python -m meta_train.train \
     --config=meta_train/configs/mulo_s.py --workdir=runs/mulo_s
