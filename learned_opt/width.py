@@ -70,6 +70,17 @@ def fan_in(shape: tuple, base_shape: tuple) -> int:
   return math.prod(shape[:last])
 
 
+def dense_fan_in(shape: tuple, base_shape: tuple) -> int:
+  """`fan_in` of a hidden parameter, but the places of a convolution once.
+
+  The product of the axes from the first that grows to the output axis: (in)
+  for (in, out) and for (height, width, in, out), heads times head size for
+  (heads, head size, out).
+  """
+  first, last = growing_axes(shape, base_shape)
+  return math.prod(shape[first:last])
+
+
 def _by_path(tree) -> dict[str, tuple]:
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path): tuple(x.shape) for path, x in leaves}

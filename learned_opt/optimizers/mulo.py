@@ -48,7 +48,10 @@ NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
 ADAM_FEATURE = 6  # momentum of decay 0.9 over the root of the second moment
 NOISE_FEATURE = NUM_FEATURES - len(INITIAL_DECAYS)
 NUM_HORIZON_FEATURES = 2
-LAST_TIME = 1000  # for time features beside those of a horizon
+LAST_TIME = 100  # for time features beside those of a horizon
+HORIZON = 1000  # at which its length changes nothing
+INITIAL_HORIZON_POWER = 0.3
+INITIAL_WARMUP = 0.05
 
 
 class State(NamedTuple):
@@ -70,11 +73,13 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     exp_mult: factor on the magnitude output before exponentiation.
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
     lowering: how the MLP is computed, see `learned_opt.mlp`.
-    horizon: the update is multiplied by the part of num_steps that is left, to
-      a learned power that starts at 1, and the MLP sees two features of it
-      (2 H + 1 more numbers). Without num_steps all is always left. For the
-      features of absolute time, time stands still after 1,000 steps, so that
-      long runs show the MLP nothing that short ones did not.
+    horizon: the update is multiplied by a learned schedule, which begins as a
+      warm-up over a twentieth of num_steps, a linear decay to zero and a peak
+      in proportion to num_steps**-0.3, and the MLP sees two features of the
+      part that is left (2 H + 3 more numbers). Without num_steps there is no
+      schedule, and all is always left. For the features of absolute time, time
+      stands still after 100 steps, so that long runs show the MLP nothing that
+      short ones did not.
     vector_mult: further factor on updates of parameters of fewer than two
       axes: biases and gains, which start at 0 or 1, not at 1/sqrt(fan_in).
 
@@ -92,7 +97,10 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     zeros = jnp.zeros(len(INITIAL_DECAYS), jnp.float32)
     theta |= dict(momentum_decays=zeros, factored_decays=zeros,
                   second_decay=jnp.zeros([], jnp.float32))
-    return dict(theta, power=jnp.ones([], jnp.float32)) if horizon else theta
+    return dict(
+        theta, power=jnp.ones([], jnp.float32),
+        horizon_power=jnp.float32(INITIAL_HORIZON_POWER),
+        warmup=jnp.zeros([], jnp.float32)) if horizon else theta
 
   def opt_fn(theta, *, num_steps=None):
     decays = _decays(theta)
@@ -107,7 +115,9 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       features = _features(
           grad, inverse, param, state.statistics, decays, step, more)
       change = mlp.apply(theta, features, grad.shape, update, lowering)
-      return left**theta["power"] * change if horizon else change, state
+      if horizon and num_steps is not None:
+        change *= _schedule(theta, left, step, num_steps)
+      return change, state
 
     init_one = lambda shape: State(
         jnp.zeros([], jnp.float32),
@@ -198,6 +208,15 @@ def _left(step, num_steps):
     return jnp.ones([], jnp.float32)
   total = jnp.maximum(jnp.asarray(num_steps, jnp.float32), 1)
   return jnp.clip(1 - step.astype(jnp.float32) / total, 1 / total, 1)
+
+
+def _schedule(theta, left, step, num_steps):
+  """Warm-up, decay, and a peak that depends on the horizon."""
+  total = jnp.asarray(num_steps, jnp.float32)
+  warmup = INITIAL_WARMUP * jnp.exp(10 * theta["warmup"])
+  begin = jnp.minimum(1, (step + 1) / jnp.maximum(1, warmup * total))
+  return (begin * left**theta["power"] *
+          (total / HORIZON)**-theta["horizon_power"])
 
 
 def _features(grad, inverse, param, acc, decays, step, more

@@ -18,7 +18,7 @@ _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 # its beginning.
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
-    "mlp_w32_d4": {"name": "mlp", "width": 32, "depth": 4},
+    "mlp_w32_d4": {"name": "mlp", **_MNIST, "width": 32, "depth": 4},
     # Three times as many inputs.
     "mlp_w32_d2_large": {"name": "mlp", **_MNIST_14, "width": 32, "depth": 2},
     # Labels that cannot be learned, so gradients stay noisy to the end.
@@ -49,14 +49,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.tasks = {name: {**section, "normalizer": "log"}
                   for name, section in TASKS.items()}
   config.optimizer = {
-      "name": "mulo", "hidden": 8, "step_mult": 0.3, "vector_mult": 0.1,
+      "name": "mulo", "hidden": 8, "step_mult": 0.3, "vector_mult": 0.08,
       "horizon": True}
+  config.parametrization = "mup_balanced"
   config.num_steps = 1000
   config.copies = 16
   config.estimator.update(name="noise_reuse_es", loss="late")
   config.theta_opt.update(
       learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
-  config.evaluation.update(every=500, num_steps=500, seeds=2)
+  config.evaluation.update(every=250, num_steps=500, seeds=2)
   config.evaluation.tasks = EVALUATION
   config.devices = 2  # for the same bits on machines with more cores
   config.log_every = 25

@@ -13,5 +13,5 @@ def get_config() -> ml_collections.ConfigDict:
   """As mulo_s, but for multipliers, which are not tuned yet."""
   config = mulo_s.get_config().unlock()
   config.parametrization = "standard"
-  config.optimizer.update(step_mult=0.03, vector_mult=0.3)
+  config.optimizer.update(step_mult=0.03, vector_mult=0.1)
   return config.lock()
