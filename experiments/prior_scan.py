@@ -1,17 +1,17 @@
-"""How well mulo trains before it is meta-trained, by its multipliers.
+"""How well mulo trains before it is meta-trained, by the sizes of its steps.
 
 python -m experiments.prior_scan --workdir=runs/prior
 
 At initialisation mulo is close to Adam, so its multipliers mean for it what a
-learning rate means for Adam, and meta-training starts from there. Trains a task
-of each family in the suites for training with factors on the updates of
-matrices and of vectors, with and without a horizon, and scores each pair of
-factors by the log of the mean train loss over the best one's, averaged over
-tasks. Five to ten minutes on two cores. Writes table.md and results.csv; run
-again, it skips what is done.
+learning rate means for Adam, and meta-training starts from there. Trains small
+networks of several families with factors drawn at random, one for each role of
+a parameter, on the update that the parametrization makes of step_mult 1.
+Five to ten minutes on two cores. Writes results.csv and table.md: the draws
+that are best over all tasks, by the log of mean and final train loss over the
+least of the task, and the best for each task alone. Run again, it skips what
+is done.
 """
 
-import itertools
 import pathlib
 import sys
 
@@ -28,68 +28,100 @@ import tqdm
 from experiments import sweep
 from learned_opt import optimizers
 from learned_opt import parametrizations
+from learned_opt import width
 from meta_train import evaluate
 from meta_train import program
 from meta_train import unroll
-from tasks import suites
+from tasks import base as tasks_base
 
-TASKS = {"train_small": ("mlp_w32_d4", "conv_w8", "vit_w16", "lm_w16",
-                         "autoencoder_w32"),
-         "train_wide": ("mlp_w128_d2", "conv_w16_norm", "vit_w32")}
-VECTOR_MULTS = (0.03, 0.1, 0.3, 1.0)
+_MNIST = {"dataset": "mnist", "image_size": 14}
+TASKS = {
+    "mlp_w32_d2": {"name": "mlp", **_MNIST, "width": 32, "depth": 2},
+    "mlp_w64_d4": {"name": "mlp", **_MNIST, "width": 64, "depth": 4},
+    "conv_w8": {"name": "conv", **_MNIST, "image_size": 8, "width": 8,
+                "batch_size": 32},
+    "conv_w16_norm": {"name": "conv", **_MNIST, "width": 16, "norm": "layer",
+                      "batch_size": 32},
+    "autoencoder_w32": {"name": "autoencoder", **_MNIST, "image_size": 8,
+                        "width": 32},
+    "vit_w16": {"name": "vit", **_MNIST, "patch": 7, "width": 16,
+                "batch_size": 16},
+    "lm_w16": {"name": "transformer_lm", "width": 16, "length": 8,
+               "batch_size": 16},
+    "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 8, "batch_size": 16}}
+ROLES = ("input", "hidden", "output", "vector")
+BEST = 8  # draws that the best of one task is the geometric mean of
 FLAGS = flags.FLAGS
 
 
-def with_factors(lopt, theta):
-  """An `opt_fn` whose theta is [factor on all, further one on vectors]."""
+def draws(num: int, spread: float) -> np.ndarray:
+  """Factors [num, 4], log-uniform within `spread` of 0.3 either way."""
+  exponents = np.random.default_rng(0).uniform(-1, 1, (num, len(ROLES)))
+  return (0.3 * spread**exponents).astype(np.float32)
+
+
+def with_factors(lopt, theta, task: tasks_base.Task):
+  """An `opt_fn` whose theta are factors on the updates of ROLES, [4]."""
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  index = {role: i for i, role in enumerate(ROLES)}
+  role = jax.tree.map(lambda x, base: index[width.role(
+      x.shape, base.shape).replace("fixed", "input")], shapes,
+                      task.base_shapes)
+
   def opt_fn(factors, *, num_steps=None):
     inner = lopt.opt_fn(theta, num_steps=num_steps)
 
     def update(grads, state, params=None, **extra_args):
       updates, state = inner.update(grads, state, params, **extra_args)
-      scale = lambda u: u * factors[0] * (factors[1] if u.ndim < 2 else 1)
-      return jax.tree.map(scale, updates), state
+      return jax.tree.map(lambda u, i: u * factors[i], updates, role), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
   return opt_fn
 
 
-def rows(section: dict, parametrization: str, step_mults: list[float],
-         horizon: bool, num_steps: int, data_dir: str | None) -> list[dict]:
-  """Mean and final train loss for each pair of factors."""
+def rows(section: dict, parametrization: str, grid: np.ndarray,
+         num_steps: int, data_dir: str | None) -> list[dict]:
+  """Mean and final train loss for each draw."""
   rule = parametrizations.get(parametrization)
   task = program.task_of(section, rule, data_dir)
-  lopt = optimizers.get("mulo", step_mult=1.0, hidden=4, horizon=horizon)
-  opt_fn = with_factors(lopt, lopt.init(jax.random.key(0)))
-  grid = list(itertools.product(step_mults, VECTOR_MULTS))
+  lopt = optimizers.get("mulo", step_mult=1.0, hidden=4, horizon=True)
+  opt_fn = with_factors(lopt, lopt.init(jax.random.key(0)), task)
   result = evaluate.train(
-      task, unroll.scaled(opt_fn, rule, task), jnp.array(grid),
+      task, unroll.scaled(opt_fn, rule, task), jnp.asarray(grid),
       jnp.stack([jax.random.key(0)] * len(grid)), num_steps)
   losses = np.nan_to_num(result.train_loss, nan=np.inf).astype(float)
-  return [{"step_mult": step, "vector_mult": vector,
+  return [{**{role: float(x) for role, x in zip(ROLES, factors)},
            "mean": float(np.mean(loss)),
            "final": float(np.mean(loss[-max(1, num_steps // 10):]))}
-          for (step, vector), loss in zip(grid, losses)]
+          for factors, loss in zip(grid, losses)]
 
 
 def table(results: pd.DataFrame) -> str:
-  """Mean log ratios to the best loss of each task, best settings first."""
+  """The best draws over all tasks, then the best of each task."""
+  keys = list(ROLES)
+  results = results.copy()
   for column in ("mean", "final"):
     best = results.groupby("task")[column].transform("min")
     results[f"log ratio, {column} loss"] = np.log(results[column] / best)
-  found = results.groupby(["horizon", "step_mult", "vector_mult"])[
-      ["log ratio, mean loss", "log ratio, final loss"]].mean()
-  found = found.sort_values("log ratio, mean loss").reset_index()
-  return found.to_markdown(index=False, floatfmt=".3g")
+  ratios = [f"log ratio, {column} loss" for column in ("mean", "final")]
+  results["both"] = results[ratios].sum(axis=1)
+  overall = results.groupby(keys)[[*ratios, "both"]].mean().sort_values("both")
+  best_of = results.sort_values("both").groupby("task", sort=False)[keys].agg(
+      lambda x: float(np.exp(np.mean(np.log(x[:BEST])))))
+  markdown = lambda frame: frame.reset_index().to_markdown(
+      index=False, floatfmt=".3g")
+  return (markdown(overall[ratios].head(12)) + "\n\n" + markdown(best_of))
 
 
 def define_flags():
   """Defines the flags."""
   flags.DEFINE_string("workdir", None, "Folder of the results.")
-  flags.DEFINE_string("parametrization", "mup", "Of network and update.")
-  flags.DEFINE_list("step_mults", ["0.03", "0.1", "0.3", "1"],
-                    "Factors on all updates.")
-  flags.DEFINE_integer("num_steps", 300, "Steps per run.", lower_bound=1)
+  flags.DEFINE_string("parametrization", "mup_balanced",
+                      "Of network and update.")
+  flags.DEFINE_integer("num_draws", 64, "Draws of factors.", lower_bound=1)
+  flags.DEFINE_float("spread", 10.0, "Largest factor over 0.3.",
+                     lower_bound=1.0)
+  flags.DEFINE_integer("num_steps", 400, "Steps per run.", lower_bound=1)
   flags.DEFINE_string(
       "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
   flags.mark_flags_as_required(["workdir"])
@@ -101,20 +133,19 @@ def main(argv):
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
   folder = pathlib.Path(FLAGS.workdir)
-  cells = [(name, suites.get(suite_name)[name], horizon)
-           for suite_name, names in TASKS.items() for name in names
-           for horizon in (False, True)]
+  grid = draws(FLAGS.num_draws, FLAGS.spread)
   frames = []
   try:
-    step_mults = [float(x) for x in FLAGS.step_mults]
-    for name, section, horizon in tqdm.tqdm(
-        cells, desc="tasks", mininterval=0.5 if sys.stderr.isatty() else 10):
-      settings = (section, FLAGS.parametrization, step_mults, horizon,
-                  FLAGS.num_steps)
-      found = sweep.run_cell(
-          folder / "cells", {"settings": settings, "grid": VECTOR_MULTS},
-          lambda: rows(*settings, FLAGS.data_dir))
-      frames.append(pd.DataFrame(found).assign(task=name, horizon=horizon))
+    for name, section in tqdm.tqdm(
+        TASKS.items(), desc="tasks",
+        mininterval=0.5 if sys.stderr.isatty() else 10):
+      settings = (section, FLAGS.parametrization, grid, FLAGS.num_steps)
+      config = {"section": section, "draws": grid.tolist(),
+                "parametrization": FLAGS.parametrization,
+                "num_steps": FLAGS.num_steps}
+      found = sweep.run_cell(folder / "cells", config,
+                             lambda: rows(*settings, FLAGS.data_dir))
+      frames.append(pd.DataFrame(found).assign(task=name))
   except (ValueError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
   results = pd.concat(frames, ignore_index=True)

@@ -197,12 +197,12 @@ def test_mulo_starts_as_adam():
 
 @pytest.mark.parametrize("lowering", ["unrolled", "blocked", "pallas"])
 def test_mulo_with_a_horizon(lowering):
-  """At first the update is that without one, times what is left."""
+  """At first the update is that without one, times a schedule."""
   plain, lopt = (optimizers.get("mulo", hidden=4, horizon=x,
                                 lowering=lowering) for x in (False, True))
   key = jax.random.key(0)
   theta = lopt.init(key)
-  assert sum(x.size for x in jax.tree.leaves(theta)) == 2 * 4 + 1 + sum(
+  assert sum(x.size for x in jax.tree.leaves(theta)) == 2 * 4 + 2 + sum(
       x.size for x in jax.tree.leaves(plain.init(key)))
   params = {"w": jax.random.normal(key, (5, 6))}
   grads = [{"w": g} for g in jax.random.normal(key, (8, 5, 6))]
@@ -211,19 +211,37 @@ def test_mulo_with_a_horizon(lowering):
           lopt.opt_fn(theta, **settings), params, grads)]], axis=0)
   reference = moves(plain, plain.init(key))
   np.testing.assert_allclose(moves(lopt, theta), reference, rtol=1e-4)
-  left = 1 - np.arange(8)[:, None, None] / 8
+  # A peak for 8 steps, and a warm-up of two.
+  peak = (1000 / 8)**0.3
+  theta["warmup"] = jnp.log(0.25 / 0.05) / 10
+  schedule = lambda power: (
+      peak * np.minimum(1, np.arange(1, 9) / 2) * (1 - np.arange(8) / 8)**power
+  )[:, None, None]
   steep = dict(theta, power=jnp.float32(2.0))
   for num_steps in (8, jnp.int32(8)):
     # The parameters themselves differ, and are a feature that is not heard.
-    np.testing.assert_allclose(
-        moves(lopt, theta, num_steps=num_steps), left * reference, rtol=1e-3,
-        atol=1e-6)
-    np.testing.assert_allclose(
-        moves(lopt, steep, num_steps=num_steps), left**2 * reference,
-        rtol=1e-3, atol=1e-6)
+    for x, power in ((theta, 1), (steep, 2)):
+      np.testing.assert_allclose(
+          moves(lopt, x, num_steps=num_steps), schedule(power) * reference,
+          rtol=1e-3, atol=1e-5)
   # Past the horizon the last step is repeated.
   late = moves(lopt, theta, num_steps=2)
-  np.testing.assert_allclose(late[5], 0.5 * reference[5], rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(
+      late[5], 0.5 * 500**0.3 * reference[5], rtol=1e-3, atol=1e-5)
+
+
+def test_deep_networks_get_smaller_updates():
+  params = {f"w{i}": jax.random.normal(jax.random.key(i), (3, 4))
+            for i in range(16)} | {"b": jnp.ones(4)}
+  theta = optimizers.get("mulo", hidden=3).init(jax.random.key(0))
+  plain, deep = (optimizers.get("mulo", hidden=3, depth=x).opt_fn(theta)
+                 for x in (False, True))
+  for names, factor in ((params, 0.5), (("w0", "w1", "w2", "w3", "b"), 1)):
+    part = {k: params[k] for k in names}
+    updates = [jax.jit(tx.update)(part, tx.init(part), part)[0]
+               for tx in (plain, deep)]
+    for k, x in updates[0].items():
+      np.testing.assert_allclose(updates[1][k], factor * x, rtol=1e-6)
 
 
 def test_with_a_horizon_long_runs_look_like_short_ones():

@@ -6,40 +6,48 @@ import pkgutil
 
 import jax
 import numpy as np
-import optax
 import pandas as pd
 import pytest
 
 from experiments import prior_scan
 from learned_opt import optimizers
+from learned_opt import parametrizations
 from meta_train import configs
 from meta_train import program
+from tasks import suite
 
 FILES = ("mnist", "cifar10")  # data sets that do not come with mulo
 
 
 def test_factors():
+  """Each on the role that it is called after."""
+  task = suite.get("mlp", parametrizations.get("mup"), width=4, depth=2)
   lopt = optimizers.get("mulo", hidden=3, step_mult=1.0)
   theta = lopt.init(jax.random.key(0))
-  params = {"w": np.ones((3, 4), np.float32), "b": np.ones(4, np.float32)}
+  params = jax.jit(task.init)(jax.random.key(0))
+  grads = jax.tree.map(np.ones_like, params)
   found = []
-  for tx in (lopt.opt_fn(theta), prior_scan.with_factors(lopt, theta)(
-      np.float32([0.5, 0.1]))):
-    found.append(tx.update(params, tx.init(params), params)[0])
-  np.testing.assert_allclose(found[1]["w"], 0.5 * found[0]["w"], rtol=1e-6)
-  np.testing.assert_allclose(found[1]["b"], 0.05 * found[0]["b"], rtol=1e-6)
-  assert optax.tree.norm(found[0]) > 0
+  for tx in (lopt.opt_fn(theta), prior_scan.with_factors(lopt, theta, task)(
+      np.float32([0.5, 0.1, 2.0, 3.0]))):
+    found.append(jax.jit(tx.update)(grads, tx.init(params), params)[0])
+  ratios = jax.tree.map(lambda x, y: float(np.mean(y / x)), *found)
+  np.testing.assert_allclose(
+      [[ratios[f"layer_{i}"][name] for name in "wb"] for i in range(3)],
+      [[0.5, 3.0], [0.1, 3.0], [2.0, 3.0]], rtol=1e-5)
 
 
 def test_table():
   rows = pd.DataFrame([
-      {"task": task, "horizon": True, "step_mult": step, "vector_mult": 1.0,
-       "mean": loss, "final": loss}
+      {"task": task, "input": step, "hidden": 1.0, "output": 1.0,
+       "vector": 1.0, "mean": loss, "final": loss}
       for task, losses in (("a", (1.0, np.e)), ("b", (2.0, 2 * np.e**3)))
       for step, loss in zip((0.1, 0.3), losses)])
-  lines = prior_scan.table(rows).splitlines()[2:]
-  assert [line.split("|")[2].strip() for line in lines] == ["0.1", "0.3"]
-  assert [line.split("|")[4].strip() for line in lines] == ["0", "2"]
+  overall, best_of = [
+      [[x.strip() for x in line.split("|")[1:-1]]
+       for line in part.splitlines()[2:]]
+      for part in prior_scan.table(rows).split("\n\n")]
+  assert [(row[0], row[4]) for row in overall] == [("0.1", "0"), ("0.3", "2")]
+  assert [row[:2] for row in best_of] == [["a", "0.173"], ["b", "0.173"]]
 
 
 @pytest.mark.parametrize(

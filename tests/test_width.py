@@ -51,6 +51,21 @@ def test_mup_rule():
   assert rule((256,), (8,))[1:] == (1, 1)
 
 
+def test_balanced_mup_rule():
+  """That of mup times a constant for each role, whatever the width."""
+  rules = [parametrizations.get(name) for name in ("mup_balanced", "mup")]
+  for shapes, constant in (
+      (((64, 256), (64, 8)), 1 / 4), (((256, 1024), (8, 32)), 1),
+      (((256, 10), (8, 10)), 3), (((256,), (8,)), 1),
+      (((5, 7), (5, 7)), 1 / 4),
+      (((3, 3, 64, 128), (3, 3, 8, 16)), 9),  # places are not inputs
+      (((64, 4, 16), (16, 1, 16)), 1), (((4, 16, 64), (1, 16, 16)), 1)):
+    update, published = (rule.update_mult(*shapes) for rule in rules)
+    assert update == pytest.approx(constant * published)
+    for part in ("init_std", "output_mult"):
+      assert len({getattr(rule, part)(*shapes) for rule in rules}) == 1
+
+
 def test_standard_rule():
   standard = parametrizations.get("standard")
   for shapes in (((64, 256), (64, 8)), ((256, 256), (8, 8)),

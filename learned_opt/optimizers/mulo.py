@@ -18,15 +18,22 @@ At initialisation the update has the direction of Adam's and about its size:
 the normalised momentum times that ratio, at most 1. Meta-training starts from
 there.
 
+Two exponents are taken from the literature, because no meta-training on short
+runs of shallow networks could find them: the best learning rate of long runs
+falls about as num_steps**-0.3, and of deep networks as depth**-0.5.
+
 Reference:
   The features are those of Metz et al., 2022, https://arxiv.org/abs/2203.11860
-  (adafac_mlp_lopt).
+  (adafac_mlp_lopt). Bjorck et al., 2024, https://arxiv.org/abs/2409.19913
+  (horizon). Yang et al., 2023, https://arxiv.org/abs/2310.02244 (depth).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from learned_opt import accumulators
 from learned_opt import base
@@ -50,8 +57,10 @@ NOISE_FEATURE = NUM_FEATURES - len(INITIAL_DECAYS)
 NUM_HORIZON_FEATURES = 2
 LAST_TIME = 100  # for time features beside those of a horizon
 HORIZON = 1000  # at which its length changes nothing
-INITIAL_HORIZON_POWER = 0.3
+HORIZON_POWER = 0.3
 INITIAL_WARMUP = 0.05
+DEPTH = 4  # matrices in a network, at which their number changes nothing
+DEPTH_POWER = 0.5
 
 
 class State(NamedTuple):
@@ -63,7 +72,7 @@ class State(NamedTuple):
 
 def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
          accumulator_dtype: str = "float32", lowering: str | None = None,
-         horizon: bool = False, vector_mult: float = 1.0
+         horizon: bool = False, vector_mult: float = 1.0, depth: bool = False
          ) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
@@ -74,14 +83,16 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
     lowering: how the MLP is computed, see `learned_opt.mlp`.
     horizon: the update is multiplied by a learned schedule, which begins as a
-      warm-up over a twentieth of num_steps, a linear decay to zero and a peak
-      in proportion to num_steps**-0.3, and the MLP sees two features of the
-      part that is left (2 H + 3 more numbers). Without num_steps there is no
-      schedule, and all is always left. For the features of absolute time, time
-      stands still after 100 steps, so that long runs show the MLP nothing that
-      short ones did not.
+      warm-up over a twentieth of num_steps and a linear decay to zero, and by
+      (num_steps / 1000)**-0.3, and the MLP sees two features of the part that
+      is left (2 H + 2 more numbers). Without num_steps there is no schedule,
+      and all is always left. For the features of absolute time, time stands
+      still after 100 steps, so that long runs show the MLP nothing that short
+      ones did not.
     vector_mult: further factor on updates of parameters of fewer than two
       axes: biases and gains, which start at 0 or 1, not at 1/sqrt(fan_in).
+    depth: updates are divided by the root of the number of parameters of two
+      or more axes in the tree, over 4.
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a
@@ -99,17 +110,16 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
                   second_decay=jnp.zeros([], jnp.float32))
     return dict(
         theta, power=jnp.ones([], jnp.float32),
-        horizon_power=jnp.float32(INITIAL_HORIZON_POWER),
         warmup=jnp.zeros([], jnp.float32)) if horizon else theta
 
   def opt_fn(theta, *, num_steps=None):
     decays = _decays(theta)
 
-    def step_one(grad, param, state, step):
+    def step_one(grad, param, state, step, scale=1.0):
       state, inverse = _accumulate(state, grad, decays, step)
       left = _left(step, num_steps)
       more = jnp.stack([left, jnp.sqrt(left)]) if horizon else None
-      size = step_mult * (vector_mult if grad.ndim < 2 else 1)
+      size = scale * step_mult * (vector_mult if grad.ndim < 2 else 1)
       update = lambda direction, magnitude: (
           -size * direction * jnp.exp(exp_mult * magnitude))
       features = _features(
@@ -122,7 +132,17 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     init_one = lambda shape: State(
         jnp.zeros([], jnp.float32),
         accumulators.init(shape, accumulator_dtype))
-    return per_parameter.transformation(init_one, step_one)
+    rule = per_parameter.transformation(init_one, step_one)
+
+    def update(grads, state, params=None, **extra_args):
+      count = sum(x.ndim > 1 for x in jax.tree.leaves(grads))
+      scaled = functools.partial(
+          step_one, scale=(max(count, 1) / DEPTH)**-DEPTH_POWER)
+      return per_parameter.transformation(init_one, scaled).update(
+          grads, state, params, **extra_args)
+
+    return rule if not depth else optax.GradientTransformationExtraArgs(
+        rule.init, update)
 
   return base.LearnedOptimizer(init, opt_fn)
 
@@ -215,8 +235,7 @@ def _schedule(theta, left, step, num_steps):
   total = jnp.asarray(num_steps, jnp.float32)
   warmup = INITIAL_WARMUP * jnp.exp(10 * theta["warmup"])
   begin = jnp.minimum(1, (step + 1) / jnp.maximum(1, warmup * total))
-  return (begin * left**theta["power"] *
-          (total / HORIZON)**-theta["horizon_power"])
+  return begin * left**theta["power"] * (total / HORIZON)**-HORIZON_POWER
 
 
 def _features(grad, inverse, param, acc, decays, step, more

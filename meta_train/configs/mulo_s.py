@@ -44,20 +44,20 @@ EVALUATION = {
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Eight small tasks on MNIST, digits and the source of Python."""
+  """Eight small tasks on MNIST and the source of Python."""
   config = quickstart.get_config().unlock()
   config.tasks = {name: {**section, "normalizer": "log"}
                   for name, section in TASKS.items()}
   config.optimizer = {
       "name": "mulo", "hidden": 8, "step_mult": 0.3, "vector_mult": 0.08,
-      "horizon": True}
+      "horizon": True, "depth": True}
   config.parametrization = "mup_balanced"
-  config.num_steps = 1000
+  config.num_steps = 600
   config.copies = 16
   config.estimator.update(name="noise_reuse_es", loss="late")
   config.theta_opt.update(
       learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
-  config.evaluation.update(every=250, num_steps=500, seeds=2)
+  config.evaluation.update(every=300, num_steps=500, seeds=2)
   config.evaluation.tasks = EVALUATION
   config.devices = 2  # for the same bits on machines with more cores
   config.log_every = 25
