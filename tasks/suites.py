@@ -1,9 +1,9 @@
-"""Named suites of tasks: to meta-train on, and to judge on.
+"""Named suites of tasks: to meta-train on, to choose by, and to judge on.
 
 A suite is {name of the task: section}, a section what `config.tasks` takes:
-"name" is the family, the rest are its settings; "num_steps" in `heldout` is the
-horizon to judge at. No pair of family and data set in `heldout` is in a suite
-for training; its networks are wider or deeper than all of their family that
+"name" is the family, the rest are its settings; "num_steps", in `validation`
+and `heldout`, is the horizon. No pair of family and data set in `heldout` is in
+another suite; its networks are wider or deeper than all of their family that
 are trained on, and its horizons longer.
 """
 
@@ -50,6 +50,18 @@ _TRAIN_WIDE: dict[str, dict[str, Any]] = {
     "rnn_w32": {"name": "rnn_lm", "width": 32, "cell": "lstm"},
 }
 
+# What recipes of meta-training are chosen by: wider, deeper or with more pixels
+# than what optimizers that ship were meta-trained on, one family (vit) that is
+# not among it, but no data set of `heldout`.
+_VALIDATION: dict[str, dict[str, Any]] = {
+    "mlp_w128": {"name": "mlp", **_MNIST, "width": 128, "num_steps": 1000},
+    "mlp_w64_d4": {"name": "mlp", "dataset": "mnist", "width": 64, "depth": 4},
+    "conv_w16": {"name": "conv", **_MNIST, "width": 16, "norm": "layer"},
+    "vit_w16": {"name": "vit", **_MNIST, "patch": 7, "width": 16,
+                "batch_size": 16},
+    "lm_w16": {"name": "transformer_lm", "width": 16, "length": 16},
+    "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 16}}
+
 _CIFAR = {"dataset": "cifar10", "image_size": 16, "standardize": True}
 _SHAKESPEARE = {"dataset": "tinyshakespeare", "length": 64}
 
@@ -72,6 +84,8 @@ _HELDOUT: dict[str, dict[str, Any]] = {
 
 _SUITES = {
     "train_small": _TRAIN_SMALL, "train_wide": _TRAIN_WIDE,
+    "validation": {name: {"num_steps": 500, **section}
+                   for name, section in _VALIDATION.items()},
     "heldout": {name: {**section, "num_steps": 2000}
                 for name, section in _HELDOUT.items()}}
 

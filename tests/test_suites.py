@@ -112,18 +112,19 @@ def test_reparametrization_errors(arguments, message):
     augment.reparametrize(augment.reparametrize(task))
 
 
-def test_no_heldout_task_is_trained_on():
+def test_no_heldout_task_is_trained_on_or_chosen_by():
   def pair(section):
     make = importlib.import_module(f"tasks.suite.{section['name']}").make
     default = inspect.signature(make).parameters["dataset"].default
     return section["name"], section.get("dataset", default)
   held = suites.get("heldout")
-  for name in suites.TRAINING:
+  for name in (*suites.TRAINING, "validation"):
     trained = suites.get(name)
     assert not {pair(s) for s in trained.values()} & {
         pair(s) for s in held.values()}
   assert {s["num_steps"] for s in held.values()} == {2000}
-  assert set(suites.names()) == {*suites.TRAINING, "heldout"}
+  assert set(suites.names()) == {
+      *suites.TRAINING, "validation", "heldout"}
   with pytest.raises(ValueError, match="available: train_small"):
     suites.get("train")
 

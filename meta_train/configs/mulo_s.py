@@ -10,6 +10,7 @@ docs/meta_training.md.
 import ml_collections
 
 from meta_train.configs import quickstart
+from tasks import suites
 
 _MNIST = {"dataset": "mnist", "image_size": 8}
 _MNIST_14 = {"dataset": "mnist", "image_size": 14}
@@ -30,18 +31,6 @@ TASKS = {
               "batch_size": 16},
     "rnn_w8": {"name": "rnn_lm", "width": 8, "length": 8, "batch_size": 16}}
 
-# Wider, deeper or with more pixels.
-EVALUATION = {
-    "mlp_w128": {"name": "mlp", **_MNIST_14, "width": 128, "depth": 2,
-                 "num_steps": 1000},
-    "mlp_w64_d4": {"name": "mlp", "dataset": "mnist", "image_size": 28,
-                   "width": 64, "depth": 4},
-    "conv_w16": {"name": "conv", **_MNIST_14, "width": 16, "norm": "layer"},
-    "vit_w16": {"name": "vit", **_MNIST_14, "patch": 7, "width": 16,
-                "batch_size": 16},
-    "lm_w16": {"name": "transformer_lm", "width": 16, "length": 16},
-    "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 16}}
-
 
 def get_config() -> ml_collections.ConfigDict:
   """Eight small tasks on MNIST and the source of Python."""
@@ -58,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.theta_opt.update(
       learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
   config.evaluation.update(every=300, num_steps=500, seeds=2)
-  config.evaluation.tasks = EVALUATION
+  config.evaluation.tasks = suites.get("validation")
   config.devices = 2  # for the same bits on machines with more cores
   config.log_every = 25
   return config.lock()

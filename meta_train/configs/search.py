@@ -10,6 +10,7 @@ losses that count by their logarithm.
 import ml_collections
 
 from meta_train.configs import mulo_s
+from tasks import suites
 
 _MNIST = {"dataset": "mnist", "image_size": 8}
 _MNIST_14 = {"dataset": "mnist", "image_size": 14}
@@ -32,7 +33,7 @@ _EVALUATION = {
                              "image_size": 16, "label_noise": 0.1},
         "conv_w32": {"name": "conv", "width": 32, "depth": 3},
         "vit_w16": {"name": "vit", "width": 16, "batch_size": 16}},
-    "mnist": {name: mulo_s.EVALUATION[name] for name in (
+    "mnist": {name: suites.get("validation")[name] for name in (
         "mlp_w128", "mlp_w64_d4", "conv_w16", "vit_w16")}}
 
 
