@@ -79,7 +79,10 @@ class Method(NamedTuple):
 
 
 def methods(names: list[str], schedules: list[str]) -> list[Method]:
-  """Methods by name of a baseline, or `label=artifact`.
+  """Methods by name of a baseline, or `label=artifact`, or an artifact alone.
+
+  One that is shipped is otherwise labelled with its name, a file with that of
+  its optimizer.
 
   Raises:
     ValueError: an unknown name.
@@ -93,7 +96,8 @@ def methods(names: list[str], schedules: list[str]) -> list[Method]:
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
       artifact = mulo.read(path)
-      found.append(_learned(label or artifact.optimizer, artifact))
+      shipped = path if path in mulo.list_pretrained() else None
+      found.append(_learned(label or shipped or artifact.optimizer, artifact))
     else:
       raise ValueError(
           f"Unknown optimizer {name!r}; available: "

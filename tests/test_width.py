@@ -52,12 +52,12 @@ def test_mup_rule():
 
 
 def test_balanced_mup_rule():
-  """That of mup times a constant for each role, whatever the width."""
+  """That of mup times what does not depend on width."""
   rules = [parametrizations.get(name) for name in ("mup_balanced", "mup")]
   for shapes, constant in (
-      (((64, 256), (64, 8)), 1 / 4), (((256, 1024), (8, 32)), 1),
+      (((64, 256), (64, 8)), 2 / 8), (((256, 1024), (8, 32)), 1),
       (((256, 10), (8, 10)), 3), (((256,), (8,)), 1),
-      (((5, 7), (5, 7)), 1 / 4),
+      (((25, 7), (25, 7)), 2 / 5), (((3, 3, 4, 8), (3, 3, 4, 16)), 2 / 6),
       (((3, 3, 64, 128), (3, 3, 8, 16)), 9),  # places are not inputs
       (((64, 4, 16), (16, 1, 16)), 1), (((4, 16, 64), (1, 16, 16)), 1)):
     update, published = (rule.update_mult(*shapes) for rule in rules)

@@ -1,18 +1,18 @@
 """muP with constants under which one learning rate suits all roles.
 
-How multipliers depend on width is as in `mup`; that leaves a constant free for
-each role, and those of the published rule make steps of first layers, whose
-update multiplier does not know how many inputs they have, large beside those of
-others. Here:
+How multipliers depend on width is as in `mup`; that leaves free what does not
+depend on width, and under the published rule steps of first layers are large
+beside those of others, the more so the more inputs they have. Here:
 
-| role         | update mult                                   |
-| input, fixed | 1/4                                           |
-| vector       | 1                                             |
+| role         | update mult                                       |
+| input, fixed | 2/sqrt(fan_in)                                    |
+| vector       | 1                                                 |
 | hidden       | 1/fan_in, the places of a convolution not counted |
-| output       | 3                                             |
+| output       | 3                                                 |
 
-Found by experiments/prior_scan.py on small networks of five families: at one
-learning rate these are near the best that each role has to itself.
+so first layers move in proportion to the entries that they start with. The
+constants are from experiments/prior_scan.py, on small networks of seven
+families: with one learning rate for all, each role is near its best.
 
 Reference:
   Yang et al., 2022, https://arxiv.org/abs/2203.03466, section 6 and appendix F
@@ -23,7 +23,7 @@ from learned_opt import base
 from learned_opt import width
 from learned_opt.parametrizations import mup
 
-CONSTANTS = {"input": 0.25, "fixed": 0.25, "vector": 1.0, "output": 3.0}
+INPUT, OUTPUT = 2.0, 3.0
 
 
 def make() -> base.Parametrization:
@@ -33,6 +33,8 @@ def make() -> base.Parametrization:
     role = width.role(shape, base_shape)
     if role == "hidden":
       return 1.0 / width.dense_fan_in(shape, base_shape)
-    return CONSTANTS[role]
+    if role in ("input", "fixed"):
+      return INPUT * width.fan_in(shape, base_shape)**-0.5
+    return OUTPUT if role == "output" else 1.0
 
   return mup.make()._replace(update_mult=update_mult)

@@ -19,12 +19,14 @@ _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 # its beginning.
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
-    "mlp_w32_d4": {"name": "mlp", **_MNIST, "width": 32, "depth": 4},
-    # Three times as many inputs.
-    "mlp_w32_d2_large": {"name": "mlp", **_MNIST_14, "width": 32, "depth": 2},
+    # Standardized inputs: dense, and three to eight times as large.
+    "mlp_w32_d4": {"name": "mlp", **_MNIST, "standardize": True, "width": 32,
+                   "depth": 4},
+    "mlp_w32_d2_large": {"name": "mlp", **_MNIST_14, "standardize": True,
+                         "width": 32, "depth": 2},
     # Labels that cannot be learned, so gradients stay noisy to the end.
-    "mlp_w32_d2_noisy": {"name": "mlp", **_MNIST, "width": 32, "depth": 2,
-                         "label_noise": 0.3},
+    "mlp_w32_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
+                         "width": 32, "depth": 2, "label_noise": 0.5},
     "conv_w8": {"name": "conv", **_MNIST, "width": 8, "batch_size": 32},
     "autoencoder_w32": {"name": "autoencoder", **_MNIST, "width": 32},
     "lm_w8": {"name": "transformer_lm", "width": 8, "length": 8,
