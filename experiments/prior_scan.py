@@ -8,8 +8,8 @@ networks of several families with factors drawn at random, one for each role of
 a parameter, on the update that the parametrization makes of step_mult 1.
 Five to ten minutes on two cores. Writes results.csv and table.md: the draws
 that are best over all tasks, by the log of mean and final train loss over the
-least of the task, and the best for each task alone. Run again, it skips what
-is done.
+least of the task, and for each task the geometric mean of the eight draws that
+are best there. Run again, it skips what is done.
 """
 
 import pathlib
@@ -50,7 +50,7 @@ TASKS = {
                "batch_size": 16},
     "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 8, "batch_size": 16}}
 ROLES = ("input", "hidden", "output", "vector")
-BEST = 8  # draws that the best of one task is the geometric mean of
+BEST = 8  # draws of one task that a mean is taken over
 FLAGS = flags.FLAGS
 
 
@@ -63,10 +63,10 @@ def draws(num: int, spread: float) -> np.ndarray:
 def with_factors(lopt, theta, task: tasks_base.Task):
   """An `opt_fn` whose theta are factors on the updates of ROLES, [4]."""
   shapes = jax.eval_shape(task.init, jax.random.key(0))
-  index = {role: i for i, role in enumerate(ROLES)}
-  role = jax.tree.map(lambda x, base: index[width.role(
-      x.shape, base.shape).replace("fixed", "input")], shapes,
-                      task.base_shapes)
+  index = {"fixed": 0, **{role: i for i, role in enumerate(ROLES)}}
+  role = jax.tree.map(
+      lambda x, base: index[width.role(x.shape, base.shape)], shapes,
+      task.base_shapes)
 
   def opt_fn(factors, *, num_steps=None):
     inner = lopt.opt_fn(theta, num_steps=num_steps)
@@ -89,7 +89,8 @@ def rows(section: dict, parametrization: str, grid: np.ndarray,
   result = evaluate.train(
       task, unroll.scaled(opt_fn, rule, task), jnp.asarray(grid),
       jnp.stack([jax.random.key(0)] * len(grid)), num_steps)
-  losses = np.nan_to_num(result.train_loss, nan=np.inf).astype(float)
+  losses = np.nan_to_num(
+      result.train_loss, nan=np.inf, posinf=np.inf).astype(float)
   return [{**{role: float(x) for role, x in zip(ROLES, factors)},
            "mean": float(np.mean(loss)),
            "final": float(np.mean(loss[-max(1, num_steps // 10):]))}
@@ -107,10 +108,11 @@ def table(results: pd.DataFrame) -> str:
   results["both"] = results[ratios].sum(axis=1)
   overall = results.groupby(keys)[[*ratios, "both"]].mean().sort_values("both")
   best_of = results.sort_values("both").groupby("task", sort=False)[keys].agg(
-      lambda x: float(np.exp(np.mean(np.log(x[:BEST])))))
+      lambda x: float(np.exp(np.mean(np.log(x.head(BEST))))))
   markdown = lambda frame: frame.reset_index().to_markdown(
       index=False, floatfmt=".3g")
-  return (markdown(overall[ratios].head(12)) + "\n\n" + markdown(best_of))
+  return "\n\n".join(
+      (markdown(overall[ratios].head(12)), markdown(best_of.sort_index())))
 
 
 def define_flags():

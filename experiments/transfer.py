@@ -79,10 +79,9 @@ class Method(NamedTuple):
 
 
 def methods(names: list[str], schedules: list[str]) -> list[Method]:
-  """Methods by name of a baseline, or `label=artifact`, or an artifact alone.
+  """Methods by name of a baseline, or `[label=]artifact`.
 
-  One that is shipped is otherwise labelled with its name, a file with that of
-  its optimizer.
+  Without a label, what ships has its name and a file that of its optimizer.
 
   Raises:
     ValueError: an unknown name.
@@ -95,15 +94,19 @@ def methods(names: list[str], schedules: list[str]) -> list[Method]:
       found.append(_tuned(name, schedules))
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
-      artifact = mulo.read(path)
-      shipped = path if path in mulo.list_pretrained() else None
-      found.append(_learned(label or shipped or artifact.optimizer, artifact))
+      found.append(_learned(label or _label(path), mulo.read(path)))
     else:
       raise ValueError(
           f"Unknown optimizer {name!r}; available: "
           f"{', '.join(baselines.BASELINES)}, [label=]file.safetensors, and "
           f"{', '.join(mulo.list_pretrained()) or 'no pretrained ones'}.")
   return found
+
+
+def _label(name_or_path: str) -> str:
+  if name_or_path in mulo.list_pretrained():
+    return name_or_path
+  return mulo.read(name_or_path).optimizer
 
 
 def _tuned(name: str, schedules: list[str]) -> Method:
@@ -126,7 +129,7 @@ def _learned(label: str, artifact: artifact_lib.Artifact) -> Method:
 def with_bfloat16_state(name: str) -> Method:
   """The artifact with statistics in bfloat16."""
   artifact = mulo.read(name)
-  return _learned(f"{artifact.optimizer}, bfloat16 state", dataclasses.replace(
+  return _learned(f"{_label(name)}, bfloat16 state", dataclasses.replace(
       artifact, settings=artifact.settings | {
           "accumulator_dtype": "bfloat16"}))
 

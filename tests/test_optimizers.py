@@ -252,7 +252,7 @@ def test_with_a_horizon_long_runs_look_like_short_ones():
     tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 0))
     _, state = tx.update(params, tx.init(params), params)
     early, late = (tx.update(params, state._replace(step=jnp.int32(step)),
-                             params)[0]["w"] for step in (2 * 10**4, 10**5))
+                             params)[0]["w"] for step in (101, 10**5))
     changes[horizon] = np.max(np.abs(late - early)) / np.max(np.abs(early))
   assert changes[True] < 1e-5 < 1e-2 < changes[False]
 

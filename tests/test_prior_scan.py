@@ -36,18 +36,27 @@ def test_factors():
       [[0.5, 3.0], [0.1, 3.0], [2.0, 3.0]], rtol=1e-5)
 
 
-def test_table():
+def test_draws():
+  found = prior_scan.draws(1000, 10.0)
+  assert found.shape == (1000, 4) and found.dtype == np.float32
+  assert 0.03 <= found.min() < 0.04 and 2.5 < found.max() <= 3.001
+  np.testing.assert_array_equal(found, prior_scan.draws(1000, 10.0))
+
+
+def test_table(monkeypatch):
+  monkeypatch.setattr(prior_scan, "BEST", 1)
   rows = pd.DataFrame([
       {"task": task, "input": step, "hidden": 1.0, "output": 1.0,
-       "vector": 1.0, "mean": loss, "final": loss}
+       "vector": 1.0, "mean": loss, "final": 3.0}
       for task, losses in (("a", (1.0, np.e)), ("b", (2.0, 2 * np.e**3)))
       for step, loss in zip((0.1, 0.3), losses)])
   overall, best_of = [
       [[x.strip() for x in line.split("|")[1:-1]]
        for line in part.splitlines()[2:]]
       for part in prior_scan.table(rows).split("\n\n")]
-  assert [(row[0], row[4]) for row in overall] == [("0.1", "0"), ("0.3", "2")]
-  assert [row[:2] for row in best_of] == [["a", "0.173"], ["b", "0.173"]]
+  assert [(row[0], *row[4:]) for row in overall] == [
+      ("0.1", "0", "0"), ("0.3", "2", "0")]
+  assert [row[:2] for row in best_of] == [["a", "0.1"], ["b", "0.1"]]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from meta_train.configs import mulo_s
 def get_config() -> ml_collections.ConfigDict:
   """As mulo_s, with small_fc_lopt in the size of mulo-s.
 
-  The step multiplier is that of Therien et al., 2024,
+  Parametrization and step multiplier are those of Therien et al., 2024,
   https://arxiv.org/abs/2406.00153.
   """
   config = mulo_s.get_config().unlock()
   del config["optimizer"]
   config.optimizer = {"name": "adafac_mlp", "hidden": 8, "step_mult": 0.01}
+  config.parametrization = "mup"
   return config.lock()

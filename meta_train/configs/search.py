@@ -12,9 +12,6 @@ import ml_collections
 from meta_train.configs import mulo_s
 from tasks import suites
 
-_MNIST = {"dataset": "mnist", "image_size": 8}
-_MNIST_14 = {"dataset": "mnist", "image_size": 14}
-
 _TASKS = {
     "digits": {
         "mlp_w16_d2": {"name": "mlp", "width": 16, "depth": 2},
