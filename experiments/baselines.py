@@ -51,9 +51,12 @@ _LARGE = tuple(10**(e / 2) for e in range(-6, 3))  # 1e-3 to 10
 BASELINES = {
     "adam": Baseline("Adam", optax.adam, "standard", _USUAL),
     "adamw": Baseline("AdamW", optax.adamw, "standard", _USUAL),
-    "mu_adam": Baseline("muAdam", optax.adam, "mup_balanced", _LARGE),
+    "mu_adam": Baseline("muAdam", optax.adam, "mup", _LARGE),
     "mu_adam_transferred": Baseline(
-        "muAdam, transferred", optax.adam, "mup_balanced", _LARGE, True),
+        "muAdam, transferred", optax.adam, "mup", _LARGE, True),
+    "mu_adam_balanced": Baseline(
+        "muAdam, balanced, transferred", optax.adam, "mup_balanced", _LARGE,
+        True),
     "sgd": Baseline("SGD", lambda rate: optax.sgd(rate, 0.9), "standard",
                     tuple(10**(e / 2) for e in range(-7, 2)))}
 

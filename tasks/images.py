@@ -45,7 +45,7 @@ class Images(NamedTuple):
 
 def load(dataset: str = "digits", image_size: int = 0, greyscale: bool = False,
          standardize: bool = False, label_noise: float = 0.0,
-         data_dir: str | None = None) -> Images:
+         pixel_noise: float = 0.0, data_dir: str | None = None) -> Images:
   """A data set of images.
 
   Args:
@@ -56,16 +56,27 @@ def load(dataset: str = "digits", image_size: int = 0, greyscale: bool = False,
       else pixels are from 0 to 1.
     label_noise: part of the labels in the train split that are replaced by
       random ones, once and for all.
+    pixel_noise: standard deviation of normal noise on the pixels of all
+      splits, in units of the largest pixel value, once and for all; the sum is
+      clipped to the range of pixels.
     data_dir: see `tasks.data.image_data`.
 
   Raises:
-    ValueError: label_noise is not from 0 to 1, or see `tasks.data.image_data`.
+    ValueError: label_noise is not from 0 to 1, pixel_noise is negative, or see
+      `tasks.data.image_data`.
   """
   if not 0 <= label_noise <= 1:
     raise ValueError(f"label_noise must be from 0 to 1, got {label_noise}.")
+  if not 0 <= pixel_noise < math.inf:
+    raise ValueError(f"pixel_noise must not be negative, got {pixel_noise}.")
   found = data_lib.image_data(dataset, data_dir, image_size, greyscale)
-  train = found.splits["train"]
   splits = dict(found.splits)
+  if pixel_noise:
+    noise = np.random.default_rng(3)
+    splits = {name: {**split, "image": _noisy(
+        split["image"], pixel_noise * found.max_value, found.max_value, noise)}
+              for name, split in splits.items()}
+  train = splits["train"]
   if label_noise:
     rng = np.random.RandomState(2)
     noisy = rng.uniform(size=len(train["label"])) < label_noise
@@ -84,6 +95,14 @@ def load(dataset: str = "digits", image_size: int = 0, greyscale: bool = False,
     return (x - channels(mean)) / channels(std) if standardize else x
 
   return Images(splits, train["image"].shape[1:], found.num_classes, pixels)
+
+
+def _noisy(image, std, max_value, rng):
+  """uint8 images with normal noise, rounded and clipped."""
+  parts = [np.clip(np.rint(part + std * rng.standard_normal(
+      part.shape, np.float32)), 0, max_value).astype(image.dtype)
+           for part in np.array_split(image, max(1, len(image) // 1000))]
+  return np.concatenate(parts)
 
 
 def moments(image: np.ndarray, axes: tuple[int, ...], max_value: float

@@ -55,8 +55,8 @@ _TRAIN_WIDE: dict[str, dict[str, Any]] = {
 # not among it, but no data set of `heldout`.
 _VALIDATION: dict[str, dict[str, Any]] = {
     "mlp_w128": {"name": "mlp", **_MNIST, "width": 128, "num_steps": 1000},
-    "mlp_w128_noisy": {"name": "mlp", **_MNIST, "standardize": True,
-                       "width": 128, "label_noise": 0.5, "num_steps": 1000},
+    "mlp_w128_hard": {"name": "mlp", **_MNIST, "standardize": True,
+                      "pixel_noise": 0.7, "width": 128, "num_steps": 1000},
     "mlp_w64_d4": {"name": "mlp", "dataset": "mnist", "standardize": True,
                    "width": 64, "depth": 4},
     "conv_w16": {"name": "conv", **_MNIST, "width": 16, "norm": "layer"},

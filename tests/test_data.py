@@ -147,6 +147,19 @@ def test_label_noise():
       clean["test"]["label"], noisy["test"]["label"])
 
 
+def test_pixel_noise():
+  clean, noisy, again = (
+      images_lib.load(pixel_noise=x) for x in (0.0, 0.25, 0.25))
+  for name, split in noisy.splits.items():
+    x, y = (s[name]["image"] for s in (clean.splits, noisy.splits))
+    assert y.dtype == np.uint8 and y.max() <= x.max() == 16
+    inside = (x > 6) & (x < 10)  # where hardly anything is clipped
+    change = y[inside].astype(float) - x[inside]
+    assert abs(np.mean(change)) < 0.5 and 3.5 < np.std(change) < 4.5, name
+    np.testing.assert_array_equal(y, again.splits[name]["image"])
+    np.testing.assert_array_equal(split["label"], clean.splits[name]["label"])
+
+
 @pytest.mark.parametrize("name, message", [
     ("minst", "Unknown data set 'minst'; available: digits, mnist"),
     ("", "Unknown data set ''")])
@@ -162,7 +175,8 @@ def test_unknown_data_set(name, message):
     (data_lib.text_data, {"name": "python", "vocab": "bpe", "vocab_size": 9},
      "vocab_size must be from 257 to 65536, got 9"),
     (data_lib.text_data, {"name": "../etc/passwd"}, "is no path"),
-    (images_lib.load, {"label_noise": 1.5}, "from 0 to 1, got 1.5")])
+    (images_lib.load, {"label_noise": 1.5}, "from 0 to 1, got 1.5"),
+    (images_lib.load, {"pixel_noise": -1.0}, "be negative, got -1.0")])
 def test_arguments_that_make_no_sense(load, arguments, message):
   with pytest.raises(ValueError, match=message):
     load(**arguments)

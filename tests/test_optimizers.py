@@ -12,6 +12,7 @@ import pytest
 from experiments import naive
 from learned_opt import blocks
 from learned_opt import optimizers
+from learned_opt.optimizers import mulo as mulo_lib
 import mulo
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -249,7 +250,10 @@ def test_with_a_horizon_long_runs_look_like_short_ones():
   changes = {}
   for horizon in (False, True):
     lopt = optimizers.get("mulo", hidden=4, horizon=horizon)
-    tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 0))
+    theta = conftest.perturbed(lopt.init(jax.random.key(0)), 0)
+    noise = mulo_lib.NOISE_FEATURE + np.arange(3)  # see the true time
+    theta["w0"] = theta["w0"].at[noise].set(0)
+    tx = lopt.opt_fn(theta)
     _, state = tx.update(params, tx.init(params), params)
     early, late = (tx.update(params, state._replace(step=jnp.int32(step)),
                              params)[0]["w"] for step in (101, 10**5))

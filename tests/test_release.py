@@ -15,6 +15,7 @@ import test_transfer
 
 from experiments import release
 from learned_opt import artifact as artifact_lib
+from learned_opt import optimizers
 import mulo
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -105,11 +106,17 @@ def test_pretrained(name):
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MULO_DATA_DIR has no MNIST")
-def test_example():
+def test_example(tmp_path):
   """A network outside of our tasks learns MNIST with no learning rate."""
+  settings = optimizers.all_settings(
+      "mulo", step_mult=0.3, vector_mult=0.1, horizon=True)
+  lopt = optimizers.get("mulo", **settings)
+  mulo.save(tmp_path / "a.safetensors", artifact_lib.Artifact(
+      "mulo", settings, "mup", lopt.init(jax.random.key(0))))
   done = subprocess.run(
       [sys.executable, "examples/mnist_flax.py", f"--data_dir={MNIST}",
-       "--width=32", "--num_steps=150", "--batch_size=64"], cwd=ROOT,
+       f"--optimizer={tmp_path / 'a.safetensors'}", "--width=32",
+       "--num_steps=150", "--batch_size=64"], cwd=ROOT,
       capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   accuracy = float(done.stdout.split("accuracy: ")[1].rstrip("%\n"))

@@ -118,6 +118,17 @@ def test_tuning(tmp_path, monkeypatch):
   assert {seeds for _, n, seeds in asked if n == 9} == {(1000,)}
 
 
+def test_labels(tmp_path, monkeypatch):
+  path = str(tmp_path / "a.safetensors")
+  mulo.save(path, artifact())
+  labels = lambda: [m.label for m in (
+      *transfer.methods([path, f"ours={path}"], []),
+      transfer.with_bfloat16_state(path))]
+  assert labels() == ["mulo", "ours", "mulo, bfloat16 state"]
+  monkeypatch.setattr(mulo, "list_pretrained", lambda: [path])  # as if shipped
+  assert labels() == [path, "ours", f"{path}, bfloat16 state"]
+
+
 def test_schedules():
   steps = jnp.arange(101.0)
   at = lambda name: np.array(jax.vmap(

@@ -16,22 +16,25 @@ _MNIST = {"dataset": "mnist", "image_size": 8}
 _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 
 # Losses count by their logarithm, so that the end of training weighs as much as
-# its beginning, and are those on data that the network is not trained on.
+# its beginning, and are those on data that the network is not trained on. Weights
+# make up for logarithms that vary little where losses stay high.
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
     # 1,438 images, soon learned by heart.
     "mlp_w32_d4": {"name": "mlp", "standardize": True, "width": 32, "depth": 4},
-    # Standardized inputs: dense, and three to eight times as large.
-    "mlp_w32_d2_large": {"name": "mlp", **_MNIST_14, "standardize": True,
-                         "width": 32, "depth": 2},
-    # Labels that cannot be learned, so gradients stay noisy to the end.
+    # Half of these images can be told apart, so gradients stay noisy.
+    "mlp_w32_d2_hard": {"name": "mlp", **_MNIST_14, "standardize": True,
+                        "pixel_noise": 0.7, "width": 32, "depth": 2,
+                        "weight": 2.0},
     "mlp_w32_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
-                         "width": 32, "depth": 2, "label_noise": 0.5},
+                         "label_noise": 0.3, "pixel_noise": 0.3, "width": 32,
+                         "depth": 2, "weight": 2.0},
     "conv_w8": {"name": "conv", **_MNIST, "width": 8, "batch_size": 32},
     "autoencoder_w32": {"name": "autoencoder", **_MNIST, "width": 32},
     "lm_w8": {"name": "transformer_lm", "width": 8, "length": 8,
-              "batch_size": 16},
-    "rnn_w8": {"name": "rnn_lm", "width": 8, "length": 8, "batch_size": 16}}
+              "batch_size": 16, "weight": 2.0},
+    "rnn_w8": {"name": "rnn_lm", "width": 8, "length": 8, "batch_size": 16,
+               "weight": 2.0}}
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -20,7 +20,7 @@ _TASKS = {
                              "label_noise": 0.3},
         "conv_w8": {"name": "conv", "width": 8, "batch_size": 32}},
     "mnist": {name: mulo_s.TASKS[name] for name in (
-        "mlp_w16_d2", "mlp_w32_d4", "mlp_w32_d2_large", "mlp_w32_d2_noisy",
+        "mlp_w16_d2", "mlp_w32_d4", "mlp_w32_d2_hard", "mlp_w32_d2_noisy",
         "conv_w8")}}
 
 _EVALUATION = {
