@@ -15,9 +15,9 @@ from tasks import suites
 _MNIST = {"dataset": "mnist", "image_size": 8}
 _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 
-# Losses count by their logarithm, so that the end of training weighs as much as
-# its beginning, and are those on data that the network is not trained on. Weights
-# make up for logarithms that vary little where losses stay high.
+# Losses are those on data that the network is not trained on, and count by
+# their logarithm, so that the end of training weighs as much as its beginning.
+# Weights make up for logarithms that vary little where losses stay high.
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
     # 1,438 images, soon learned by heart.
