@@ -50,6 +50,8 @@ TASKS = {
                "batch_size": 16},
     "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 8, "batch_size": 16}}
 ROLES = ("input", "hidden", "output", "vector")
+SETTINGS = dict(step_mult=1.0, hidden=4, horizon=True, depth=True,
+                newton_schulz=3)
 BEST = 8  # draws of one task that a mean is taken over
 FLAGS = flags.FLAGS
 
@@ -84,7 +86,7 @@ def rows(section: dict, parametrization: str, grid: np.ndarray,
   """Mean and final train loss for each draw."""
   rule = parametrizations.get(parametrization)
   task = program.task_of(section, rule, data_dir)
-  lopt = optimizers.get("mulo", step_mult=1.0, hidden=4, horizon=True)
+  lopt = optimizers.get("mulo", **SETTINGS)
   opt_fn = with_factors(lopt, lopt.init(jax.random.key(0)), task)
   result = evaluate.train(
       task, unroll.scaled(opt_fn, rule, task), jnp.asarray(grid),

@@ -40,6 +40,7 @@ from learned_opt import accumulators
 from learned_opt import base
 from learned_opt import features as features_lib
 from learned_opt import mlp
+from learned_opt import orthogonal
 from learned_opt import per_parameter
 
 INITIAL_DECAYS = (0.9, 0.99, 0.999)
@@ -73,8 +74,8 @@ class State(NamedTuple):
 
 def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
          accumulator_dtype: str = "float32", lowering: str | None = None,
-         horizon: bool = False, vector_mult: float = 1.0, depth: bool = False
-         ) -> base.LearnedOptimizer:
+         horizon: bool = False, vector_mult: float = 1.0, depth: bool = False,
+         newton_schulz: int = 0) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
   Args:
@@ -94,6 +95,10 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       axes: biases and gains, which start at 0 or 1, not at 1/sqrt(fan_in).
     depth: updates are divided by sqrt(n / 4), with n the number of parameters
       of two or more axes in the tree.
+    newton_schulz: iterations that bring the singular values of the update of
+      a parameter of two or more axes near to each other, 0 for none; all axes
+      but the last are its inputs. Of the update that the MLP wrote the
+      Frobenius norm then counts, see `learned_opt.orthogonal`.
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a
@@ -102,6 +107,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
   mlp.check_settings(hidden, 3, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, vector_mult=vector_mult)
   accumulators.check_dtype(accumulator_dtype)
+  orthogonal.check_iterations(newton_schulz)
 
   def init(key):
     num_features = NUM_FEATURES + (NUM_HORIZON_FEATURES if horizon else 0)
@@ -128,6 +134,8 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       change = mlp.apply(theta, features, grad.shape, update, lowering)
       if horizon and num_steps is not None:
         change *= _schedule(theta, left, step, num_steps)
+      if newton_schulz and grad.ndim > 1:
+        change = orthogonal.equalize(change, newton_schulz)
       return change, state
 
     init_one = lambda shape: State(

@@ -21,16 +21,16 @@ _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
     # 1,438 images, soon learned by heart.
-    "mlp_w32_d4": {"name": "mlp", "standardize": True, "width": 32, "depth": 4},
+    "mlp_w16_d4": {"name": "mlp", "standardize": True, "width": 16, "depth": 4},
     # Half of these images can be told apart, so gradients stay noisy.
-    "mlp_w32_d2_hard": {"name": "mlp", **_MNIST_14, "standardize": True,
-                        "pixel_noise": 0.7, "width": 32, "depth": 2,
+    "mlp_w16_d2_hard": {"name": "mlp", **_MNIST_14, "standardize": True,
+                        "pixel_noise": 0.7, "width": 16, "depth": 2,
                         "weight": 2.0},
-    "mlp_w32_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
-                         "label_noise": 0.3, "pixel_noise": 0.3, "width": 32,
+    "mlp_w16_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
+                         "label_noise": 0.3, "pixel_noise": 0.3, "width": 16,
                          "depth": 2, "weight": 2.0},
     "conv_w8": {"name": "conv", **_MNIST, "width": 8, "batch_size": 32},
-    "autoencoder_w32": {"name": "autoencoder", **_MNIST, "width": 32},
+    "autoencoder_w16": {"name": "autoencoder", **_MNIST, "width": 16},
     "lm_w8": {"name": "transformer_lm", "width": 8, "length": 8,
               "batch_size": 16, "weight": 2.0},
     "rnn_w8": {"name": "rnn_lm", "width": 8, "length": 8, "batch_size": 16,
@@ -43,8 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.tasks = {name: {**section, "normalizer": "log"}
                   for name, section in TASKS.items()}
   config.optimizer = {
-      "name": "mulo", "hidden": 8, "step_mult": 0.3, "horizon": True,
-      "depth": True}
+      "name": "mulo", "hidden": 8, "step_mult": 0.15, "horizon": True,
+      "depth": True, "newton_schulz": 3}
   config.parametrization = "mup_balanced"
   config.num_steps = 600
   config.copies = 16

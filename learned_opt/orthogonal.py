@@ -1,0 +1,52 @@
+"""Newton-Schulz iterations, which make a matrix more like an orthogonal one.
+
+Reference:
+  Jordan et al., 2024, https://kellerjordan.github.io/posts/muon (coefficients).
+  Bernstein and Newhouse, 2024, https://arxiv.org/abs/2409.20325.
+"""
+
+import jax
+import jax.numpy as jnp
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+SIDE = 16  # of matrices whose RMS does not change when all values are equal
+
+
+def check_iterations(iterations: int) -> None:
+  """Raises ValueError unless it is a number of iterations."""
+  if isinstance(iterations, bool) or not isinstance(
+      iterations, int) or iterations < 0:
+    raise ValueError(
+        f"newton_schulz = {iterations!r} is not a number of iterations; "
+        "give 0 or a few, such as 5.")
+
+
+def equalize(x: jax.Array, iterations: int) -> jax.Array:
+  """Brings the singular values of x to about ||x|| / 4, with ||.|| Frobenius.
+
+  That is the spectral norm that grows with width as that of a matrix of rank
+  one with the entries of x does, which is what muP takes gradients for, so
+  multipliers of Adam-like updates keep their meaning.
+
+  Args:
+    x: float array of two or more axes; all but the last are one axis.
+    iterations: the more, the nearer small singular values come. The largest
+      amplification is 3.4 to this power, values end between 0.7 and 1.2 times
+      the aim.
+
+  Returns:
+    Of the shape of x; zero where x is zero, and odd and homogeneous in x.
+  """
+  a, b, c = COEFFICIENTS
+  matrix = x.reshape(-1, x.shape[-1])
+  wide = matrix.shape[0] <= matrix.shape[1]
+  matrix = matrix if wide else matrix.T
+  largest = jnp.max(jnp.abs(matrix))
+  scaled = matrix / jnp.where(largest > 0, largest, 1)
+  norm = jnp.linalg.norm(scaled)
+  y = scaled / jnp.where(norm > 0, norm, 1)
+  for _ in range(iterations):
+    gram = y @ y.T
+    y = a * y + (b * gram + c * gram @ gram) @ y
+  y *= norm * largest * SIDE**-0.5
+  return (y if wide else y.T).reshape(x.shape)
