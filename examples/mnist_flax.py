@@ -1,11 +1,10 @@
 """A flax network of your own on MNIST, trained by a learned optimizer.
 
-python examples/mnist_flax.py --data_dir=DIR \
-    --optimizer=runs/quickstart/theta.safetensors [--width=512]
+python examples/mnist_flax.py --data_dir=DIR [--width=512]
 
 DIR holds the four files of MNIST as they are distributed (IDX, gzip). Only the
 optimizer comes from mulo; the three comments that start with muP are all that
-the network needs for it. With --adamw=1e-3 instead of --optimizer, AdamW.
+the network needs for it. With --adamw=1e-3, AdamW instead.
 """
 
 import argparse
@@ -49,8 +48,9 @@ def main(argv: list[str]) -> float:
   """Trains; returns the accuracy on the test images."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data_dir", type=pathlib.Path, required=True)
-  which = parser.add_mutually_exclusive_group(required=True)
-  which.add_argument("--optimizer", help="file that meta-training wrote")
+  which = parser.add_mutually_exclusive_group()
+  which.add_argument("--optimizer", default="mulo-s",
+                     help="name, or file that meta-training wrote")
   which.add_argument("--adamw", type=float, help="learning rate")
   parser.add_argument("--width", type=int, default=512)
   parser.add_argument("--num_steps", type=int, default=1000)

@@ -5,6 +5,7 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 WARM_UP = 0.05  # part of the steps
 
@@ -51,6 +52,11 @@ _LARGE = tuple(10**(e / 2) for e in range(-6, 3))  # 1e-3 to 10
 BASELINES = {
     "adam": Baseline("Adam", optax.adam, "standard", _USUAL),
     "adamw": Baseline("AdamW", optax.adamw, "standard", _USUAL),
+    # Matrices get Muon with the RMS of Adam, as in
+    # https://arxiv.org/abs/2502.16982; all else Adam.
+    "muon": Baseline(
+        "Muon", lambda rate: optax.contrib.muon(rate, consistent_rms=0.2),
+        "standard", _USUAL),
     "mu_adam": Baseline("muAdam", optax.adam, "mup", _LARGE),
     "mu_adam_transferred": Baseline(
         "muAdam, transferred", optax.adam, "mup", _LARGE, True),

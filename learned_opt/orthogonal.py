@@ -42,9 +42,10 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   wide = matrix.shape[0] <= matrix.shape[1]
   matrix = matrix if wide else matrix.T
   largest = jnp.max(jnp.abs(matrix))
-  scaled = matrix / jnp.where(largest > 0, largest, 1)
-  norm = jnp.linalg.norm(scaled)
-  y = scaled / jnp.where(norm > 0, norm, 1)
+  some = largest > 0
+  scaled = matrix / jnp.where(some, largest, 1)  # its square has no overflow
+  norm = jnp.sqrt(jnp.where(some, jnp.sum(scaled**2), 1))
+  y = scaled / norm
   for _ in range(iterations):
     gram = y @ y.T
     y = a * y + (b * gram + c * gram @ gram) @ y

@@ -100,24 +100,20 @@ def test_pretrained(name):
   params = {"w": jax.random.normal(jax.random.key(0), (4, 8))}
   tx = mulo.load(name, base_shapes=shapes(2), num_steps=100)
   update, _ = tx.update(params, tx.init(params), params)
-  # At least most entries go down the gradient.
-  assert np.mean(np.sign(update["w"]) == -np.sign(params["w"])) > 0.8
+  # Not along the gradient, which has unequal singular values, but down it.
+  cosine = np.vdot(update["w"], params["w"]) / (
+      np.linalg.norm(update["w"]) * np.linalg.norm(params["w"]))
+  assert cosine < -0.6
   assert 1e-5 < np.abs(update["w"]).max() < 1
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MULO_DATA_DIR has no MNIST")
-def test_example(tmp_path):
+def test_example():
   """A network outside of our tasks learns MNIST with no learning rate."""
-  settings = optimizers.all_settings(
-      "mulo", step_mult=0.3, vector_mult=0.1, horizon=True)
-  lopt = optimizers.get("mulo", **settings)
-  mulo.save(tmp_path / "a.safetensors", artifact_lib.Artifact(
-      "mulo", settings, "mup", lopt.init(jax.random.key(0))))
   done = subprocess.run(
       [sys.executable, "examples/mnist_flax.py", f"--data_dir={MNIST}",
-       f"--optimizer={tmp_path / 'a.safetensors'}", "--width=32",
-       "--num_steps=150", "--batch_size=64"], cwd=ROOT,
+       "--width=32", "--num_steps=150", "--batch_size=64"], cwd=ROOT,
       capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   accuracy = float(done.stdout.split("accuracy: ")[1].rstrip("%\n"))
-  assert accuracy > 80
+  assert accuracy > 90

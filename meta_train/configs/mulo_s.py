@@ -24,11 +24,10 @@ TASKS = {
     "mlp_w16_d4": {"name": "mlp", "standardize": True, "width": 16, "depth": 4},
     # Half of these images can be told apart, so gradients stay noisy.
     "mlp_w16_d2_hard": {"name": "mlp", **_MNIST_14, "standardize": True,
-                        "pixel_noise": 0.7, "width": 16, "depth": 2,
-                        "weight": 2.0},
+                        "pixel_noise": 0.7, "width": 16, "depth": 2},
     "mlp_w16_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
                          "label_noise": 0.3, "pixel_noise": 0.3, "width": 16,
-                         "depth": 2, "weight": 2.0},
+                         "depth": 2},
     "conv_w8": {"name": "conv", **_MNIST, "width": 8, "batch_size": 32},
     "autoencoder_w16": {"name": "autoencoder", **_MNIST, "width": 16},
     "lm_w8": {"name": "transformer_lm", "width": 8, "length": 8,
@@ -49,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_steps = 600
   config.copies = 16
   config.estimator.update(
-      name="noise_reuse_es", loss="late", loss_split="inner_valid")
+      name="noise_reuse_es", loss="mean", loss_split="inner_valid")
   config.theta_opt.update(
       learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
   config.evaluation.update(every=300, num_steps=500, seeds=2)

@@ -1,0 +1,70 @@
+"""Newton-Schulz iterations against a singular value decomposition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from learned_opt import optimizers
+from learned_opt import orthogonal
+
+
+def oracle(x, iterations):
+  """The polynomial on singular values, in float64."""
+  matrix = np.float64(x).reshape(-1, x.shape[-1])
+  u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+  norm = np.sqrt(np.sum(s**2))
+  a, b, c = orthogonal.COEFFICIENTS
+  s = s / norm
+  for _ in range(iterations):
+    s = a * s + b * s**3 + c * s**5
+  return (u * s @ vt).reshape(x.shape) * norm / 4
+
+
+@pytest.mark.parametrize("shape", [
+    (5, 9), (9, 5), (3, 3, 2, 8), (1, 4), (4, 1)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_against_singular_values(shape, scale):
+  x = jax.random.normal(jax.random.key(0), shape) * scale
+  for iterations in (1, 3, 5):
+    found = orthogonal.equalize(x, iterations)
+    np.testing.assert_allclose(
+        found / scale, oracle(np.float64(x), iterations) / scale, atol=2e-5)
+
+
+def test_values_are_about_equal_and_grow_as_those_of_rank_one():
+  x = jax.random.normal(jax.random.key(0), (64, 256))
+  rank_one = jnp.ones((64, 256))
+  for matrix in (x, rank_one):
+    values = np.linalg.svd(orthogonal.equalize(matrix, 5), compute_uv=False)
+    values = values[values > 1e-3] / (0.25 * np.linalg.norm(matrix))
+    assert 0.6 < values.min() <= values.max() < 1.25
+
+
+def test_zero_stays_zero_and_has_a_gradient():
+  zero = jnp.zeros((4, 6))
+  assert not np.any(orthogonal.equalize(zero, 3))
+  gradient = jax.grad(lambda x: jnp.sum(orthogonal.equalize(x, 3)**2))(zero)
+  assert np.all(np.isfinite(gradient))
+
+
+def test_mulo_equalizes_matrices_alone():
+  params = {"w0": (6, 4), "w1": (6, 4), "conv": (2, 2, 3, 5), "b": (4,)}
+  params = {k: jax.random.normal(jax.random.key(i), shape)
+            for i, (k, shape) in enumerate(params.items())}
+  updates = []
+  for iterations in (0, 3):
+    lopt = optimizers.get("mulo", hidden=4, newton_schulz=iterations)
+    tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+    updates.append(jax.jit(tx.update)(params, tx.init(params), params)[0])
+  expected = {k: orthogonal.equalize(u, 3) if u.ndim > 1 else u
+              for k, u in updates[0].items()}
+  for k, u in updates[1].items():
+    np.testing.assert_allclose(u, expected[k], atol=1e-6)
+    assert u.ndim == 1 or not np.allclose(u, updates[0][k], rtol=0.01)
+
+
+@pytest.mark.parametrize("iterations", [-1, 1.5, True])
+def test_iterations_that_make_no_sense(iterations):
+  with pytest.raises(ValueError, match=f"newton_schulz = {iterations}"):
+    optimizers.get("mulo", newton_schulz=iterations)
