@@ -32,6 +32,20 @@ def test_against_singular_values(shape, scale):
         found / scale, oracle(np.float64(x), iterations) / scale, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape, ends", [
+    ((10, 9), [3, 6]), ((3, 3, 8), [4]), ((5, 11), [3]), ((4, 30), [])])
+def test_blocks_of_the_shorter_side(shape, ends, monkeypatch):
+  monkeypatch.setattr(orthogonal, "BLOCK", 4)
+  x = np.asarray(jax.random.normal(jax.random.key(0), shape))
+  matrix = x.reshape(-1, shape[-1])
+  matrix = matrix if len(matrix) <= shape[-1] else matrix.T
+  expected = np.concatenate(
+      [oracle(block, 3) for block in np.split(matrix, ends)])
+  found = np.asarray(orthogonal.equalize(x, 3)).reshape(-1, shape[-1])
+  found = found if found.shape == matrix.shape else found.T
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_values_are_about_equal_and_grow_as_those_of_rank_one():
   x = jax.random.normal(jax.random.key(0), (64, 256))
   rank_one = jnp.ones((64, 256))
