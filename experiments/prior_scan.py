@@ -50,8 +50,7 @@ TASKS = {
                "batch_size": 16},
     "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 8, "batch_size": 16}}
 ROLES = ("input", "hidden", "output", "vector")
-SETTINGS = dict(step_mult=1.0, hidden=4, horizon=True, depth=True,
-                newton_schulz=3)
+SETTINGS = dict(step_mult=1.0, hidden=4, horizon=True, depth=True)
 BEST = 8  # draws of one task that a mean is taken over
 FLAGS = flags.FLAGS
 
@@ -81,12 +80,12 @@ def with_factors(lopt, theta, task: tasks_base.Task):
   return opt_fn
 
 
-def rows(section: dict, parametrization: str, grid: np.ndarray,
-         num_steps: int, data_dir: str | None) -> list[dict]:
+def rows(section: dict, parametrization: str, newton_schulz: int,
+         grid: np.ndarray, num_steps: int, data_dir: str | None) -> list[dict]:
   """Mean and final train loss for each draw."""
   rule = parametrizations.get(parametrization)
   task = program.task_of(section, rule, data_dir)
-  lopt = optimizers.get("mulo", **SETTINGS)
+  lopt = optimizers.get("mulo", **SETTINGS, newton_schulz=newton_schulz)
   opt_fn = with_factors(lopt, lopt.init(jax.random.key(0)), task)
   result = evaluate.train(
       task, unroll.scaled(opt_fn, rule, task), jnp.asarray(grid),
@@ -122,6 +121,8 @@ def define_flags():
   flags.DEFINE_string("workdir", None, "Folder of the results.")
   flags.DEFINE_string("parametrization", "mup_balanced",
                       "Of network and update.")
+  flags.DEFINE_integer("newton_schulz", 3, "Iterations of mulo.",
+                       lower_bound=0)
   flags.DEFINE_integer("num_draws", 64, "Draws of factors.", lower_bound=1)
   flags.DEFINE_float("spread", 10.0, "Largest factor over 0.3.",
                      lower_bound=1.0)
@@ -143,9 +144,11 @@ def main(argv):
     for name, section in tqdm.tqdm(
         TASKS.items(), desc="tasks",
         mininterval=0.5 if sys.stderr.isatty() else 10):
-      settings = (section, FLAGS.parametrization, grid, FLAGS.num_steps)
+      settings = (section, FLAGS.parametrization, FLAGS.newton_schulz, grid,
+                  FLAGS.num_steps)
       config = {"section": section, "draws": grid.tolist(),
                 "parametrization": FLAGS.parametrization,
+                "newton_schulz": FLAGS.newton_schulz, "settings": SETTINGS,
                 "num_steps": FLAGS.num_steps}
       found = sweep.run_cell(folder / "cells", config,
                              lambda: rows(*settings, FLAGS.data_dir))

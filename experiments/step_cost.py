@@ -76,6 +76,9 @@ def cases(hidden_sizes: list[int], lowering: str | None) -> dict[str, Case]:
       label = f"{name} H={hidden}"
       found[label] = Case(lopt.opt_fn(theta), hidden, f"{label} naive")
       found[f"{label} naive"] = Case(naive.opt_fn(name)(theta), hidden)
+  shipped = optimizers.get("mulo", newton_schulz=3, lowering=lowering)
+  found["mulo H=8, Newton-Schulz"] = Case(
+      shipped.opt_fn(shipped.init(jax.random.key(0))), 8)
   return found
 
 

@@ -10,8 +10,8 @@ from meta_train.configs import mulo_s
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """As mulo_s, with multipliers that are best under this parametrization."""
+  """As mulo_s, with the step that fits this parametrization."""
   config = mulo_s.get_config().unlock()
   config.parametrization = "standard"
-  config.optimizer.update(step_mult=0.03, vector_mult=0.1)
+  config.optimizer.update(step_mult=0.06)
   return config.lock()
