@@ -60,7 +60,7 @@ NUM_HORIZON_FEATURES = 2
 LAST_TIME = 100  # for time features beside those of a horizon
 HORIZON = 1000  # at which its length changes nothing
 HORIZON_POWER = 0.3
-INITIAL_WARMUP = 0.05
+WARMUP = 0.05  # part of the steps
 DEPTH = 4  # matrices in a network, at which their number changes nothing
 DEPTH_POWER = 0.5
 
@@ -84,10 +84,10 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     exp_mult: factor on the magnitude output before exponentiation.
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
     lowering: how the MLP is computed, see `learned_opt.mlp`.
-    horizon: the update is multiplied by a learned schedule, which begins as a
-      warm-up over a twentieth of num_steps and a linear decay to zero, and by
-      (num_steps / 1000)**-0.3, and the MLP sees two features of the part that
-      is left (2 H + 2 more numbers). Without num_steps there is no schedule,
+    horizon: the update is multiplied by a schedule, a warm-up over a twentieth
+      of num_steps and a decay to zero by a learned power, at first linear, and
+      by (num_steps / 1000)**-0.3, and the MLP sees two features of the part
+      that is left (2 H + 1 more numbers). Without num_steps there is no schedule,
       and all is always left. For the features of absolute time, time stands
       still after 100 steps, so that long runs show the MLP nothing that short
       ones did not.
@@ -116,8 +116,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     theta |= dict(momentum_decays=zeros, factored_decays=zeros,
                   second_decay=jnp.zeros([], jnp.float32))
     return dict(
-        theta, power=jnp.ones([], jnp.float32),
-        warmup=jnp.zeros([], jnp.float32)) if horizon else theta
+        theta, power=jnp.ones([], jnp.float32)) if horizon else theta
 
   def opt_fn(theta, *, num_steps=None):
     decays = _decays(theta)
@@ -238,10 +237,9 @@ def _left(step, num_steps):
 
 
 def _schedule(theta, left, step, num_steps):
-  """Warm-up, decay, and a peak that depends on the horizon."""
+  """Warm-up, learned decay, and a peak that depends on the horizon."""
   total = jnp.maximum(jnp.asarray(num_steps, jnp.float32), 1)
-  warmup = INITIAL_WARMUP * jnp.exp(10 * theta["warmup"])
-  begin = jnp.minimum(1, (step + 1) / jnp.maximum(1, warmup * total))
+  begin = jnp.minimum(1, (step + 1) / jnp.maximum(1, WARMUP * total))
   return begin * left**theta["power"] * (total / HORIZON)**-HORIZON_POWER
 
 

@@ -21,15 +21,15 @@ _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
     # 1,438 images, soon learned by heart.
-    "mlp_w16_d4": {"name": "mlp", "standardize": True, "width": 16, "depth": 4},
+    "mlp_w32_d4": {"name": "mlp", "standardize": True, "width": 32, "depth": 4},
     # Half of these images can be told apart, so gradients stay noisy.
-    "mlp_w16_d2_hard": {"name": "mlp", **_MNIST_14, "standardize": True,
-                        "pixel_noise": 0.7, "width": 16, "depth": 2},
-    "mlp_w16_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
-                         "label_noise": 0.3, "pixel_noise": 0.3, "width": 16,
+    "mlp_w32_d2_hard": {"name": "mlp", **_MNIST_14, "standardize": True,
+                        "pixel_noise": 0.7, "width": 32, "depth": 2},
+    "mlp_w32_d2_noisy": {"name": "mlp", **_MNIST, "standardize": True,
+                         "label_noise": 0.3, "pixel_noise": 0.3, "width": 32,
                          "depth": 2},
     "conv_w8": {"name": "conv", **_MNIST, "width": 8, "batch_size": 32},
-    "autoencoder_w16": {"name": "autoencoder", **_MNIST, "width": 16},
+    "autoencoder_w32": {"name": "autoencoder", **_MNIST, "width": 32},
     "lm_w8": {"name": "transformer_lm", "width": 8, "length": 8,
               "batch_size": 16, "weight": 2.0},
     "rnn_w8": {"name": "rnn_lm", "width": 8, "length": 8, "batch_size": 16,
@@ -42,15 +42,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.tasks = {name: {**section, "normalizer": "log"}
                   for name, section in TASKS.items()}
   config.optimizer = {
-      "name": "mulo", "hidden": 8, "step_mult": 0.15, "horizon": True,
+      "name": "mulo", "hidden": 8, "step_mult": 0.1, "horizon": True,
       "depth": True, "newton_schulz": 3}
   config.parametrization = "mup_balanced"
   config.num_steps = 600
   config.copies = 16
   config.estimator.update(
-      name="noise_reuse_es", loss="mean", loss_split="inner_valid")
+      name="noise_reuse_es", loss="late", loss_split="both")
   config.theta_opt.update(
-      learning_rate=2e-3, final_learning_rate=1e-4, warmup=50)
+      learning_rate=1e-3, final_learning_rate=1e-4, warmup=50)
   config.evaluation.update(every=300, num_steps=500, seeds=2)
   config.evaluation.tasks = suites.get("validation")
   config.devices = 2  # for the same bits on machines with more cores
