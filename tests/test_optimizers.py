@@ -197,13 +197,13 @@ def test_mulo_starts_as_adam():
 
 
 @pytest.mark.parametrize("lowering", ["unrolled", "blocked", "pallas"])
-def test_mulo_with_a_horizon(lowering):
+def test_mulo_with_a_horizon(lowering, monkeypatch):
   """At first the update is that without one, times a schedule."""
   plain, lopt = (optimizers.get("mulo", hidden=4, horizon=x,
                                 lowering=lowering) for x in (False, True))
   key = jax.random.key(0)
   theta = lopt.init(key)
-  assert sum(x.size for x in jax.tree.leaves(theta)) == 2 * 4 + 2 + sum(
+  assert sum(x.size for x in jax.tree.leaves(theta)) == 2 * 4 + 1 + sum(
       x.size for x in jax.tree.leaves(plain.init(key)))
   params = {"w": jax.random.normal(key, (5, 6))}
   grads = [{"w": g} for g in jax.random.normal(key, (8, 5, 6))]
@@ -214,7 +214,7 @@ def test_mulo_with_a_horizon(lowering):
   np.testing.assert_allclose(moves(lopt, theta), reference, rtol=1e-4)
   # A peak for 8 steps, and a warm-up of two.
   peak = (1000 / 8)**0.3
-  theta["warmup"] = jnp.log(0.25 / 0.05) / 10
+  monkeypatch.setattr(mulo_lib, "WARMUP", 0.25)
   schedule = lambda power: (
       peak * np.minimum(1, np.arange(1, 9) / 2) * (1 - np.arange(8) / 8)**power
   )[:, None, None]
