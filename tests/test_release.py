@@ -15,7 +15,6 @@ import test_transfer
 
 from experiments import release
 from learned_opt import artifact as artifact_lib
-from learned_opt import optimizers
 import mulo
 
 ROOT = pathlib.Path(__file__).parents[1]

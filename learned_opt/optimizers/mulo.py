@@ -87,10 +87,10 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     horizon: the update is multiplied by a schedule, a warm-up over a twentieth
       of num_steps and a decay to zero by a learned power, at first linear, and
       by (num_steps / 1000)**-0.3, and the MLP sees two features of the part
-      that is left (2 H + 1 more numbers). Without num_steps there is no schedule,
-      and all is always left. For the features of absolute time, time stands
-      still after 100 steps, so that long runs show the MLP nothing that short
-      ones did not.
+      that is left (2 H + 1 more numbers). Without num_steps there is no
+      schedule, and all is always left. For the features of absolute time, time
+      stands still after 100 steps, so that long runs show the MLP nothing that
+      short ones did not.
     vector_mult: further factor on updates of parameters of fewer than two
       axes: biases and gains, which start at 0 or 1, not at 1/sqrt(fan_in).
     depth: updates are divided by sqrt(n / 4), with n the number of parameters
