@@ -18,6 +18,9 @@ At initialisation the update has the direction of Adam's and about its size:
 the normalised momentum times that ratio, at most 1. Meta-training starts from
 there.
 
+What the MLP writes for a matrix can be given singular values that are about
+alike (`newton_schulz`), which no rule for single numbers can do.
+
 Two exponents are taken from the literature, because no meta-training on short
 runs of shallow networks could find them: the best learning rate of long runs
 falls about as num_steps**-0.3, and that of deep networks as depth**-0.5 (there
@@ -27,6 +30,8 @@ Reference:
   The features are those of Metz et al., 2022, https://arxiv.org/abs/2203.11860
   (adafac_mlp_lopt). Bjorck et al., 2024, https://arxiv.org/abs/2409.19913
   (horizon). Yang et al., 2023, https://arxiv.org/abs/2310.02244 (depth).
+  Jordan et al., 2024, https://kellerjordan.github.io/posts/muon
+  (newton_schulz).
 """
 
 import functools
