@@ -31,8 +31,8 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
 
   Where both sides are longer than BLOCK, blocks of the shorter side are
   treated one by one, each with its own norm. The spectral norm is about
-  ||x|| / 4 then too where x has rank one, and never more, and the cost of a
-  number is the same in matrices of all sizes.
+  ||x|| / 4 then too where x has rank one, else less, and the cost of a number
+  is the same in matrices of all sizes.
 
   Args:
     x: float array of two or more axes; all but the last are one axis.
