@@ -118,3 +118,25 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
 
   n = sum(len(x) for x in jax.eval_shape(fn, inputs))
   return _loop(add, inputs, shape, block, jnp.zeros(n, jnp.float32)) / count
+
+
+@jax.custom_jvp
+def materialize(x: jax.Array, count: jax.Array) -> jax.Array:
+  """x, computed once and kept in memory.
+
+  On a CPU, XLA computes what is elementwise again for each of its uses, however
+  costly, and drops `optimization_barrier`. What a loop carries is in memory,
+  also if the loop is never entered.
+
+  Args:
+    x: an array.
+    count: an integer that is not negative, which the compiler must not know.
+  """
+  return jax.lax.while_loop(
+      lambda carry: carry[0] < 0, lambda carry: (carry[0] + 1, -carry[1]),
+      (count, x))[1]
+
+
+@materialize.defjvp
+def _materialize_jvp(primals, tangents):
+  return materialize(*primals), tangents[0]

@@ -43,6 +43,7 @@ import optax
 
 from learned_opt import accumulators
 from learned_opt import base
+from learned_opt import blocks
 from learned_opt import features as features_lib
 from learned_opt import mlp
 from learned_opt import orthogonal
@@ -139,7 +140,8 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       if horizon and num_steps is not None:
         change *= _schedule(theta, left, step, num_steps)
       if newton_schulz and grad.ndim > 1:
-        change = orthogonal.equalize(change, newton_schulz)
+        change = orthogonal.equalize(
+            blocks.materialize(change, step), newton_schulz)
       return change, state
 
     init_one = lambda shape: State(
