@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from learned_opt import blocks
 from learned_opt import optimizers
 from learned_opt import orthogonal
 
@@ -76,6 +77,25 @@ def test_mulo_equalizes_matrices_alone():
   for k, u in updates[1].items():
     np.testing.assert_allclose(u, expected[k], atol=1e-6)
     assert u.ndim == 1 or not np.allclose(u, updates[0][k], rtol=0.01)
+
+
+def test_what_is_kept_in_memory_is_computed_once():
+  def clamps(materialize):
+    def fn(x, count):
+      x = materialize(jnp.clip(3 * x, -1, 1), count)
+      return orthogonal.equalize(x, 3)
+    x = jnp.ones((40, 30))
+    return jax.jit(fn).lower(x, jnp.int32(0)).compile().as_text().count(
+        " clamp(")
+
+  assert clamps(lambda x, count: x) > clamps(blocks.materialize) == 1
+
+
+def test_what_is_kept_in_memory_has_the_same_gradient():
+  square = lambda x: jnp.sum(blocks.materialize(x**2, jnp.int32(3)))
+  x = jnp.arange(4.0)
+  assert np.array_equal(jax.jit(jax.grad(square))(x), 2 * x)
+  assert np.array_equal(jax.jit(square)(x), np.sum(x**2))
 
 
 @pytest.mark.parametrize("iterations", [-1, 1.5, True])
