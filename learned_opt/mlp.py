@@ -162,21 +162,20 @@ def _fold(theta, features, squares, lowering):
     (weights [n, H], limits [16 or 22] or None, list of biases [H, ...],
     {name: [6, ...]}: features beyond those of the elements).
   """
-  w0 = theta["w0"]
+  w0, layout = theta["w0"], features.layout
   ndim = features.inputs["grad"].ndim - 1
   wide = lambda x: x.reshape(x.shape + (1,) * ndim)
   scale, limits = _normalize(features, squares)
-  weights = w0[features_lib.ELEMENT_ROWS]
+  weights = w0[layout.element]
   if features.row is None:
-    weights = jnp.concatenate([weights, w0[features_lib.ROW_ROWS] +
-                               w0[features_lib.COLUMN_ROWS]])
+    weights = jnp.concatenate([weights, w0[layout.row] + w0[layout.column]])
   weights = [weights * scale[:, None]]
   biases = [wide(theta["b0"] + features.tensor(squares) @ w0[
-      features_lib.NUM_PARAMETER_FEATURES:])]
+      sum(map(len, layout)):])]
   more = {}
   for name, x, rows in (
-      ("row", features.row, features_lib.ROW_ROWS),
-      ("column", features.column, features_lib.COLUMN_ROWS)):
+      ("row", features.row, layout.row),
+      ("column", features.column, layout.column)):
     if x is None:
       continue
     scale, limit = _normalize(
