@@ -126,26 +126,33 @@ def safe_rsqrt(x: jax.Array) -> jax.Array:
   return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
 
 
-def factors(acc: accumulators.Accumulators, second_largest: int
-            ) -> tuple[jax.Array, jax.Array]:
-  """(row, column) whose product normalises gradients, as published.
-
-  Args:
-    acc: statistics of a parameter of two or more axes.
-    second_largest: the first of `accumulators.factored_axes`.
-  """
-  mean = jnp.mean(acc.row, second_largest + 1, keepdims=True)
-  return safe_rsqrt(acc.row / (mean + 1e-9)), safe_rsqrt(acc.column)
-
-
 def inverse_root(factor: jax.Array) -> jax.Array:
   """1 / sqrt of a row or column factor, as published."""
   return jax.lax.rsqrt(factor + 1e-8)
 
 
-def with_inverse_roots(factor: jax.Array) -> jax.Array:
-  """Row or column features from a factor: [n, ...] -> [2 n, ...]."""
-  return jnp.concatenate([factor, inverse_root(factor)])
+def factored(acc: accumulators.Accumulators, shape: tuple
+             ) -> tuple[dict, jax.Array | None, jax.Array | None]:
+  """What is made of row and column factors, as published.
+
+  Args:
+    acc: statistics of a parameter of this shape.
+    shape: S, of at least one axis.
+
+  Returns:
+    (inputs, row features, column features). The inputs are "row_factor" and
+    "column_factor", whose product normalises gradients; or for a parameter
+    that is not factored "row", and there are no features.
+  """
+  axes = accumulators.factored_axes(shape)
+  if axes is None or acc.column is None:
+    return {"row": acc.row}, None, None
+  mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
+  inputs = {"row_factor": safe_rsqrt(acc.row / (mean + 1e-9)),
+            "column_factor": safe_rsqrt(acc.column)}
+  row, column = (jnp.concatenate([x, inverse_root(x)])
+                 for x in (acc.row, acc.column))
+  return inputs, row, column
 
 
 def time_features(step: jax.Array) -> jax.Array:

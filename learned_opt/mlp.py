@@ -22,6 +22,7 @@ from typing import Callable
 import jax
 import jax.numpy as jnp
 
+from learned_opt import base
 from learned_opt import blocks
 from learned_opt import features as features_lib
 
@@ -44,10 +45,7 @@ def check_settings(hidden: int, least: int, lowering: str | None = None,
   if lowering not in (None, *LOWERINGS):
     raise ValueError(f"Unknown lowering {lowering!r}; available: None (chosen "
                      f"by size), {', '.join(LOWERINGS)}.")
-  for name, value in multipliers.items():
-    if (type(value) not in (int, float) or not math.isfinite(value) or
-        value <= 0):
-      raise ValueError(f"{name} must be a positive number, got {value!r}.")
+  base.check_positive(**multipliers)
 
 
 def init(key: jax.Array, num_features: int, hidden: int) -> dict:

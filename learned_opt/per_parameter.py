@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from learned_opt import base
 from learned_opt import blocks
 from learned_opt import sharding
 
@@ -94,10 +95,7 @@ def matched(init_one: Callable, grads: Any, params: Any,
   Raises:
     ValueError: params is None, or the states are those of other parameters.
   """
-  if params is None:
-    raise ValueError(
-        "A learned optimizer reads the parameters: call "
-        "update(grads, state, params), not update(grads, state).")
+  base.check_params(params)
   params = jax.tree.map(lambda _, p: p, grads, params)
   shapes = lambda tree: {
       jax.tree_util.keystr(path): x.shape
@@ -116,7 +114,7 @@ def matched(init_one: Callable, grads: Any, params: Any,
 
 
 def update_groups(step_one: Callable, grads: Any, params: Any,
-                  groups: dict[str, Any], step: jax.Array, context: Any = ()
+                  groups: dict[str, Any], step: jax.Array, context: Any = None
                   ) -> tuple[Any, dict[str, Any]]:
   """One step of all parameters.
 
@@ -148,28 +146,29 @@ def update_groups(step_one: Callable, grads: Any, params: Any,
   return jax.tree.unflatten(treedef, updates), states
 
 
-def measure(fn: Callable, params: Any, groups: dict[str, Any]) -> Any:
+def measure(fn: Callable, trees: tuple, groups: dict[str, Any]) -> Any:
   """What a function says of each parameter.
 
   Args:
-    fn: `(param, state) -> arrays [...]`, of a parameter in float32 of at least
-      one axis.
-    params: tree of arrays, with at least one element.
-    groups: see `State`.
+    fn: `(*arrays, state) -> tree of arrays [...]` for one parameter; the arrays
+      are in float32 and of at least one axis.
+    trees: the parameters, and trees like that, as gradients.
+    groups: see `State`; not empty.
 
   Returns:
     Tree of arrays [n, ...] for n parameters with elements, in the order of the
     tree.
   """
-  leaves, found, order = jax.tree.leaves(params), [], []
-  for name, members in _groups(leaves).items():
-    rows = [leaves[i].astype(jnp.float32).reshape(leaves[i].shape or (1,))
-            for i in members]
+  wide = lambda x: x.astype(jnp.float32).reshape(x.shape or (1,))
+  leaves = [jax.tree.leaves(tree) for tree in trees]
+  found, order = [], []
+  for name, members in _groups(leaves[0]).items():
+    rows = [[wide(kind[i]) for i in members] for kind in leaves]
     if len(members) == 1:
-      found.append(jax.tree.map(
-          lambda x: x[None], fn(rows[0], groups[name])))
+      one = fn(*(kind[0] for kind in rows), groups[name])
+      found.append(jax.tree.map(lambda x: x[None], one))
     else:
-      found.append(jax.vmap(fn)(jnp.stack(rows), groups[name]))
+      found.append(jax.vmap(fn)(*map(jnp.stack, rows), groups[name]))
     order += members
   back = np.argsort(order)
   return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *found)

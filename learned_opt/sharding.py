@@ -63,8 +63,8 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
                 if isinstance(x, (jax.Array, np.ndarray))}
 
       def compute(arrays):
-        theta, num_steps, *args, extra_args = treedef.unflatten([
-            arrays.get(i, x) for i, x in enumerate(leaves)])
+        theta, num_steps, *args, extra_args = jax.tree.unflatten(
+            treedef, [arrays.get(i, x) for i, x in enumerate(leaves)])
         return lopt.opt_fn(theta, num_steps=num_steps).update(
             *args, **extra_args)
 

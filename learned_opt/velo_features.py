@@ -22,8 +22,26 @@ LAYOUT = features_lib.Layout(
 # Published weights come in one block for each group of features.
 GROUP_SIZES = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 NUM_UNFACTORED = 15  # features that do not depend on factors
-MAX_GRAD = 1000.0  # entries of gradients are clipped before all else
+DECAYS = np.array([0.9, 0.99, 0.999], np.float32)  # but of second moments
+MAX_GRAD = 1000.0
 MAX_SMALL_GRAD = 0.1  # of the feature
+
+
+def accumulate(acc: accumulators.Accumulators, grad: jax.Array,
+               second_decay: float, step: jax.Array
+               ) -> tuple[accumulators.Accumulators, jax.Array]:
+  """(statistics that include the gradient, clipped gradient).
+
+  Args:
+    acc: statistics before this step.
+    grad: [*S], float32.
+    second_decay: of the second moment.
+    step: number of steps taken before this one.
+  """
+  grad = jnp.clip(grad, -MAX_GRAD, MAX_GRAD)
+  decays = accumulators.Decays(
+      jnp.asarray(DECAYS), jnp.float32(second_decay), jnp.asarray(DECAYS))
+  return accumulators.update(acc, grad, decays, step, floor=1e-30), grad
 
 
 def make(grad: jax.Array, param: jax.Array, acc: accumulators.Accumulators,
@@ -34,31 +52,25 @@ def make(grad: jax.Array, param: jax.Array, acc: accumulators.Accumulators,
   Args:
     grad: clipped gradient [*S], float32.
     param: [*S], float32.
-    acc: statistics that include the gradient.
+    acc: see `accumulate`.
     second_epsilon: added to second moments.
     epsilon: added to the mean squares that features are divided by.
     unfactored: leave out all that is made of factors (for parameters of one
       axis), so that the first NUM_UNFACTORED are left.
   """
-  axes = accumulators.factored_axes(grad.shape)
   inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
                 second=acc.second[None])
-  row = column = None
+  factors, row, column = features_lib.factored(acc, grad.shape)
+  inputs |= factors
   layout = LAYOUT
   if unfactored:
     layout = features_lib.Layout(
         np.arange(NUM_UNFACTORED), *[np.zeros(0, np.int32)] * 2)
-  if axes is None:
-    inputs["row"] = acc.row
-  else:
-    inputs["row_factor"], inputs["column_factor"] = features_lib.factors(
-        acc, axes[0])
-    row, column = map(features_lib.with_inverse_roots, (acc.row, acc.column))
 
   def element(x):
     grad, momentum, second = x["grad"], x["momentum"], x["second"]
     inverse_rms = jax.lax.rsqrt(second + second_epsilon)
-    if axes is None:
+    if row is None:
       for_grad = features_lib.safe_rsqrt(x["row"] + 1e-9)
       last = [momentum * jax.lax.rsqrt(x["row"]), x["row"],
               features_lib.inverse_root(x["row"])]

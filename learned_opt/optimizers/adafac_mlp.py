@@ -81,20 +81,14 @@ def _decays(theta) -> accumulators.Decays:
 
 
 def _features(grad, param, acc, step) -> features_lib.Features:
-  axes = accumulators.factored_axes(grad.shape)
   inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
                 second=acc.second[None])
-  row = column = None
-  if axes is None:
-    inputs |= {"row": acc.row}
-  else:
-    inputs["row_factor"], inputs["column_factor"] = features_lib.factors(
-        acc, axes[0])
-    row, column = map(features_lib.with_inverse_roots, (acc.row, acc.column))
+  factors, row, column = features_lib.factored(acc, grad.shape)
+  inputs |= factors
 
   def element(x):
     inverse_rms = jax.lax.rsqrt(x["second"].astype(jnp.float32) + 1e-6)
-    if axes is None:
+    if row is None:
       last = [x["row"], features_lib.inverse_root(x["row"])]
       for_grad = features_lib.safe_rsqrt(x["row"] + 1e-9)
       for_momentum = jax.lax.rsqrt(x["row"] + 1e-6)

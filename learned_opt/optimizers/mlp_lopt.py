@@ -49,7 +49,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
     del num_steps
 
     def step_one(grad, param, state, step):
-      decays = accumulators.along(DECAYS, grad.ndim)
+      decays = accumulators.along(jnp.asarray(DECAYS), grad.ndim)
       momentum = decays * state.momentum + (1 - decays) * grad[None]
       update = lambda direction, magnitude: (
           -step_mult * direction * jnp.exp(exp_mult * magnitude))

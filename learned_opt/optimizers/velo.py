@@ -29,9 +29,7 @@ from learned_opt import mlp
 from learned_opt import per_parameter
 from learned_opt import velo_features
 
-DECAYS = accumulators.Decays(
-    np.array([0.9, 0.99, 0.999], np.float32), np.float32(0.999),
-    np.array([0.9, 0.99, 0.999], np.float32))
+SECOND_DECAY = 0.999
 MILESTONES = np.array(
     [0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1], np.float32)  # of num_steps
 NUM_RANKS = 5
@@ -81,17 +79,14 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
   """
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, interpolation=interpolation)
-  for name, size in (("lstm_hidden", lstm_hidden), ("bank", bank)):
-    if type(size) is not int or size < 1:
-      raise ValueError(f"{name} must be a positive integer, got {size!r}.")
+  base.check_sizes(lstm_hidden=lstm_hidden, bank=bank)
 
   def opt_fn(theta, *, num_steps=None):
     _check_num_steps(num_steps)
 
     def step_one(grad, param, acc, step, context):
       weights, rate = context
-      grad = _clip(grad)
-      acc = accumulators.update(acc, grad, DECAYS, step, floor=1e-30)
+      acc, grad = velo_features.accumulate(acc, grad, SECOND_DECAY, step)
       features = velo_features.make(
           grad, param, acc, second_epsilon=1e-6, epsilon=1e-5)
       scale = step_mult * rate
@@ -118,9 +113,10 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
           state.loss, value, state.step, num_steps)
       done = state.step.astype(jnp.float32) / num_steps
       time = jnp.tanh(10 * (done - MILESTONES))
-      rows, context = state.lstm, ()
+      rows, context = state.lstm, None
       if state.groups:
-        tensors = per_parameter.measure(_statistics, params, state.groups)
+        tensors = per_parameter.measure(
+            _statistics, (params,), state.groups)
         rows = _lstm_step(theta, jnp.concatenate([time, progress]), tensors,
                           state.lstm)
         mixed = _mix(theta, rows.hidden, interpolation / bank)
@@ -174,10 +170,6 @@ def _check_value(value):
   if jnp.shape(value):
     raise ValueError(
         f"value must be the loss, a scalar; its shape is {jnp.shape(value)}.")
-
-
-def _clip(grad):
-  return jnp.clip(grad, -velo_features.MAX_GRAD, velo_features.MAX_GRAD)
 
 
 def _log_size(x):
