@@ -55,7 +55,8 @@ def start(theta: dict, rows: int) -> State:
     theta: hidden [1, hidden size] and cell [1, hidden size].
     rows: n.
   """
-  return State(*(jnp.broadcast_to(theta[name], (rows, theta[name].shape[1]))
+  # Copies: a state may be donated.
+  return State(*(jnp.zeros((rows, 1), jnp.float32) + theta[name]
                  for name in State._fields))
 
 

@@ -15,7 +15,7 @@ import optax
 
 from learned_opt import base
 from learned_opt import blocks
-from learned_opt import sharding
+from learned_opt import placement
 
 
 class State(NamedTuple):
@@ -48,7 +48,8 @@ def transformation(init_one: Callable, step_one: Callable
   """
 
   def init(params):
-    return State(jnp.zeros([], jnp.int32), init_groups(init_one, params))
+    step = beside(lambda: jnp.zeros([], jnp.int32), params)
+    return State(step, init_groups(init_one, params))
 
   def update(grads, state, params=None, **extra_args):
     del extra_args
@@ -71,15 +72,21 @@ def init_groups(init_one: Callable, params: Any) -> dict[str, Any]:
   """
   leaves, states = jax.tree.leaves(params), {}
   for name, members in _groups(leaves).items():
-    first = leaves[members[0]]
-    one = init_one(first.shape or (1,))
-    n = len(members)
-    states[name] = jax.tree.map(
-        lambda x: x if n == 1 else jnp.broadcast_to(x, (n, *x.shape)), one)
-    if first.ndim:
-      states[name] = jax.tree.map(
-          lambda x: sharding.like(x, first), states[name])
+    param, n = leaves[members[0]], len(members)
+
+    def make():
+      one = init_one(param.shape or (1,))
+      return one if n == 1 else jax.tree.map(
+          lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
+
+    states[name] = placement.made(make, param)
   return states
+
+
+def beside(make: Callable[[], Any], params: Any) -> Any:
+  """`make()`, arrays of a state on the devices of the parameters."""
+  leaves = jax.tree.leaves(params)
+  return placement.made(make, leaves[0]) if leaves else make()
 
 
 def matched(init_one: Callable, grads: Any, params: Any,

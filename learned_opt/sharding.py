@@ -1,11 +1,9 @@
-"""States that are sharded as the parameters are, whatever the mesh.
+"""Updates on meshes whose axes are Explicit.
 
-Where the axes of a mesh are Auto, the compiler finds the shardings of what is
-computed from parameters, and nothing has to be done but to start with zeros
-that have one. Where they are Explicit, each operation must have a sharding that
-follows from its arguments, which products of features and slices of a parameter
-do not have: an update is left to the compiler as a whole, and its results have
-the shardings of parameters and state.
+There, each operation must have a sharding that follows from its arguments,
+which products of features and slices of a parameter do not have. So an update
+is left to the compiler as a whole, as on axes that are Auto, and what comes out
+is sharded as the gradients and the state were.
 """
 
 import jax
@@ -18,32 +16,6 @@ from learned_opt import base
 def _explicit_axes(mesh) -> tuple[str, ...]:
   return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types)
                if kind == jax.sharding.AxisType.Explicit)
-
-
-def like(x: jax.Array, param: jax.Array) -> jax.Array:
-  """x, sharded as a parameter is, as far as that is known.
-
-  Args:
-    x: [..., *S], where S is the parameter's shape with any axis replaced by 1;
-      leading axes are whole on every device. Others are left as they are.
-    param: of shape S. While a program is traced, its sharding is known if the
-      mesh is Explicit.
-  """
-  known = jax.typeof(param).sharding
-  explicit = bool(_explicit_axes(known.mesh))
-  if not explicit:
-    traced = isinstance(param, jax.core.Tracer)
-    known = None if traced else getattr(param, "sharding", None)
-  own = x.ndim - param.ndim
-  if not isinstance(known, jax.sharding.NamedSharding) or own < 0 or any(
-      n not in (1, size) for n, size in zip(x.shape[own:], param.shape)):
-    return x
-  names = [name if n > 1 else None for n, name in zip(
-      x.shape[own:], (*known.spec, *[None] * param.ndim))]
-  sharding = jax.sharding.NamedSharding(
-      known.mesh, jax.sharding.PartitionSpec(*[None] * own, *names))
-  put = jax.sharding.reshard if explicit else jax.device_put
-  return put(x, sharding)
 
 
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:

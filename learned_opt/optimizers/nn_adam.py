@@ -94,11 +94,12 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
 
     def start(params):
       rows = len(_filled(params))
-      hyperparameters = jnp.stack([theta[name] for name in NAMES])
-      return State(
-          per_parameter.init_groups(_init_one, params),
-          jnp.broadcast_to(hyperparameters, (rows, len(NAMES))),
-          lstm.start(theta["initial"], rows))
+      first = lambda: jnp.tile(
+          jnp.stack([theta[name] for name in NAMES]), (rows, 1))
+      hyperparameters, cells = per_parameter.beside(
+          lambda: (first(), lstm.start(theta["initial"], rows)), params)
+      return State(per_parameter.init_groups(_init_one, params),
+                   hyperparameters, cells)
 
     def update(grads, state, params=None, **extra_args):
       del extra_args
@@ -129,7 +130,7 @@ def _clip(grad):
 
 
 def _init_one(shape) -> Moments:
-  return Moments(*[jnp.zeros(shape, jnp.float32)] * 2)
+  return Moments(*(jnp.zeros(shape, jnp.float32) for _ in range(2)))
 
 
 def _step_one(grad, param, state, step, hyperparameters):

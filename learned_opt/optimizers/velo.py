@@ -99,10 +99,11 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
     def init(params):
       rows = sum(x.size > 0 for x in jax.tree.leaves(params))
-      return State(
-          jnp.zeros([], jnp.int32),
-          per_parameter.init_groups(accumulators.init, params),
-          lstm.start(theta["initial"], rows), loss_features.init())
+      step, cells, loss = per_parameter.beside(lambda: (
+          jnp.zeros([], jnp.int32), lstm.start(theta["initial"], rows),
+          loss_features.init()), params)
+      groups = per_parameter.init_groups(accumulators.init, params)
+      return State(step, groups, cells, loss)
 
     def update(grads, state, params=None, *, value=None, **extra_args):
       del extra_args
