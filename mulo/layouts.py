@@ -87,16 +87,20 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
             **settings) -> artifact_lib.Artifact:
   """An artifact from arrays in a published layout.
 
-  | layout | optimizer | names of arrays |
-  | --- | --- | --- |
-  | learned_optimization/mlp_lopt | mlp_lopt | mlp/~/linear_0/w, .../b, 1, 2 |
-  | learned_optimization/adafac_mlp_lopt | adafac_mlp | nn/~/w0, b0, w1, b1, w2,
-    b2, momentum_decays, rms_decays, adafactor_decays |
-  | learned_optimization/hyper_v2 | velo | ff_mod_stack/~/w0__0 to w0__13, b0,
-    w1, b1, w2, b2; rnn_params/...; lstm_init_state/hidden, cell |
-  | celo2 | celo2 | ff_mod_stack/~/... as before |
-  | pylo/meta_mlp | adafac_mlp | network.input.weight (w0, transposed) and .bias
-    (b0), network.linear_0 (w1, b1), network.output (w2, b2) |
+  Layouts, optimizers of ours, and names of arrays:
+
+  * "learned_optimization/mlp_lopt", mlp_lopt: w and b of mlp/~/linear_0,
+    linear_1 and linear_2.
+  * "learned_optimization/adafac_mlp_lopt", adafac_mlp: nn/~/w0, b0, w1, b1, w2,
+    b2, momentum_decays, rms_decays, adafactor_decays.
+  * "learned_optimization/hyper_v2", velo: ff_mod_stack/~/w0__0 to w0__13 (rows
+    of w0), b0, w1, b1, w2, b2; w and b of rnn_params/linear (unused), linear_1
+    (shared), linear_2 (own), rnn/linear (lstm), rnn_to_controls and step_size;
+    lstm_init_state/hidden and cell.
+  * "celo2", celo2: ff_mod_stack/~/... as for hyper_v2.
+  * "pylo/meta_mlp", adafac_mlp: network.input.weight is w0 transposed, as torch
+    has it, network.input.bias b0; network.linear_0 has w1 and b1,
+    network.output w2 and b2.
 
   PyLO has the learned decays in its code, not in its files: give them as
   momentum_decays, rms_decays and adafactor_decays, the residuals that its
@@ -107,7 +111,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
 
   Args:
     flat_arrays: {name in that layout: array}.
-    layout: see the table.
+    layout: see above.
     parametrization: what the weights were meta-trained under, "standard" or
       "mup".
     licence: of the weights, an SPDX identifier.

@@ -44,11 +44,13 @@ class State(NamedTuple):
   """State of the optimizer for n parameters with elements.
 
   Attributes:
+    step: number of steps taken, int32 scalar.
     groups: moments, see `learned_opt.per_parameter`.
     hyperparameters: of each parameter, see NAMES, [n, 4].
     lstm: n rows.
   """
 
+  step: jax.Array
   groups: dict[str, Any]
   hyperparameters: jax.Array
   lstm: lstm.State
@@ -96,25 +98,27 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
       rows = len(_filled(params))
       first = lambda: jnp.tile(
           jnp.stack([theta[name] for name in NAMES]), (rows, 1))
-      hyperparameters, cells = per_parameter.beside(
-          lambda: (first(), lstm.start(theta["initial"], rows)), params)
-      return State(per_parameter.init_groups(_init_one, params),
-                   hyperparameters, cells)
+      step, hyperparameters, cells = per_parameter.beside(lambda: (
+          jnp.zeros([], jnp.int32), first(),
+          lstm.start(theta["initial"], rows)), params)
+      groups = per_parameter.init_groups(_init_one, params)
+      return State(step, groups, hyperparameters, cells)
 
     def update(grads, state, params=None, **extra_args):
       del extra_args
       params = per_parameter.matched(_init_one, grads, params, state.groups)
       if not state.groups:
-        return grads, state
+        return grads, state  # no parameter has elements
       updates, groups = per_parameter.update_groups(
-          _step_one, grads, params, state.groups, jnp.int32(0),
+          _step_one, grads, params, state.groups, state.step,
           state.hyperparameters)
       features = _features(params, grads, groups, state.hyperparameters)
       rows = lstm.step(theta["lstm"], features, state.lstm)
       moved = state.hyperparameters + output_scale * lstm.dense(
           theta["controls"], rows.hidden)
       return updates, State(
-          groups, jnp.clip(moved, LIMITS[:1], LIMITS[1:]), rows)
+          optax.safe_increment(state.step), groups,
+          jnp.clip(moved, LIMITS[:1], LIMITS[1:]), rows)
 
     return optax.GradientTransformationExtraArgs(start, update)
 
