@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import pkgutil
 from typing import Any, Callable, NamedTuple
 
@@ -91,3 +92,34 @@ def all_settings(package: str, name: str, /, **settings) -> dict[str, Any]:
   _, bound = _bind(package, name, settings)
   bound.apply_defaults()
   return dict(bound.arguments)
+
+
+def check_params(params: Any) -> None:
+  """Raises ValueError where `update` was called without parameters."""
+  if params is None:
+    raise ValueError(
+        "A learned optimizer reads the parameters: call "
+        "update(grads, state, params), not update(grads, state).")
+
+
+def check_positive(**numbers: float) -> None:
+  """Raises ValueError unless these settings are positive, finite numbers."""
+  for name, value in numbers.items():
+    if (type(value) not in (int, float) or not math.isfinite(value) or
+        value <= 0):
+      raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_sizes(**sizes: int) -> None:
+  """Raises ValueError unless these settings are positive integers."""
+  for name, value in sizes.items():
+    if type(value) is not int or value < 1:
+      raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def check_decays(**decays: float) -> None:
+  """Raises ValueError unless these settings are between 0 and 1."""
+  check_positive(**decays)
+  for name, value in decays.items():
+    if value >= 1:
+      raise ValueError(f"{name} must be less than 1, got {value!r}.")

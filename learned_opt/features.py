@@ -18,10 +18,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Rows of the first weight matrix that each group uses, in published order.
-ELEMENT_ROWS = np.array([*range(13), 25, 26, 27])
-ROW_ROWS = np.array([13, 14, 15, 19, 20, 21])
-COLUMN_ROWS = np.array([16, 17, 18, 22, 23, 24])
+from learned_opt import accumulators
+
+
+class Layout(NamedTuple):
+  """Rows of the first weight matrix that each group of features uses.
+
+  Tensor features use the rows that follow.
+
+  Attributes:
+    element: those of element features [n].
+    row: those of row features [m].
+    column: those of column features [m].
+  """
+
+  element: np.ndarray
+  row: np.ndarray
+  column: np.ndarray
+
+
+# Of small_fc_lopt, in published order.
+SMALL_FC = Layout(
+    np.array([*range(13), 25, 26, 27]), np.array([13, 14, 15, 19, 20, 21]),
+    np.array([16, 17, 18, 22, 23, 24]))
+
 NUM_PARAMETER_FEATURES = 28
 MOMENTUM = slice(2, 5)  # the momenta among the features of an element
 
@@ -45,6 +65,7 @@ class Features(NamedTuple):
       is not normalised.
     normalizer: from mean squares of features, the factors on them.
     clip: most that a normalised feature can be; None for no limit.
+    layout: what the rows of the first weight matrix belong to.
   """
 
   element: Callable[[Any], tuple[jax.Array, ...]]
@@ -54,6 +75,7 @@ class Features(NamedTuple):
   tensor: Callable[[jax.Array], jax.Array]
   normalizer: Callable[[jax.Array], jax.Array]
   clip: float | None = None
+  layout: Layout = SMALL_FC
 
 
 def elements(inputs: dict, inverse_rms: jax.Array,
@@ -97,6 +119,40 @@ def one_by_one(features: "Features", inputs: dict[str, list[jax.Array]]
                         for name, x in inputs.items()})
       for k in range(max(counts))]))
   return [kind[k] for kind, n in zip(kinds, counts) for k in range(n)]
+
+
+def safe_rsqrt(x: jax.Array) -> jax.Array:
+  """1 / sqrt(x), at most 10^4.5: the floor of published optimizers."""
+  return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
+
+
+def inverse_root(factor: jax.Array) -> jax.Array:
+  """1 / sqrt of a row or column factor, as published."""
+  return jax.lax.rsqrt(factor + 1e-8)
+
+
+def factored(acc: accumulators.Accumulators, shape: tuple
+             ) -> tuple[dict, jax.Array | None, jax.Array | None]:
+  """What is made of row and column factors, as published.
+
+  Args:
+    acc: statistics of a parameter of this shape.
+    shape: S, of at least one axis.
+
+  Returns:
+    (inputs, row features, column features). The inputs are "row_factor" and
+    "column_factor", whose product normalises gradients; or for a parameter
+    that is not factored "row", and there are no features.
+  """
+  axes = accumulators.factored_axes(shape)
+  if axes is None or acc.column is None:
+    return {"row": acc.row}, None, None
+  mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
+  inputs = {"row_factor": safe_rsqrt(acc.row / (mean + 1e-9)),
+            "column_factor": safe_rsqrt(acc.column)}
+  row, column = (jnp.concatenate([x, inverse_root(x)])
+                 for x in (acc.row, acc.column))
+  return inputs, row, column
 
 
 def time_features(step: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from typing import Callable
 import jax
 import jax.numpy as jnp
 
+from learned_opt import base
 from learned_opt import blocks
 from learned_opt import features as features_lib
 
@@ -44,10 +45,7 @@ def check_settings(hidden: int, least: int, lowering: str | None = None,
   if lowering not in (None, *LOWERINGS):
     raise ValueError(f"Unknown lowering {lowering!r}; available: None (chosen "
                      f"by size), {', '.join(LOWERINGS)}.")
-  for name, value in multipliers.items():
-    if (type(value) not in (int, float) or not math.isfinite(value) or
-        value <= 0):
-      raise ValueError(f"{name} must be a positive number, got {value!r}.")
+  base.check_positive(**multipliers)
 
 
 def init(key: jax.Array, num_features: int, hidden: int) -> dict:
@@ -162,21 +160,20 @@ def _fold(theta, features, squares, lowering):
     (weights [n, H], limits [16 or 22] or None, list of biases [H, ...],
     {name: [6, ...]}: features beyond those of the elements).
   """
-  w0 = theta["w0"]
+  w0, layout = theta["w0"], features.layout
   ndim = features.inputs["grad"].ndim - 1
   wide = lambda x: x.reshape(x.shape + (1,) * ndim)
   scale, limits = _normalize(features, squares)
-  weights = w0[features_lib.ELEMENT_ROWS]
+  weights = w0[layout.element]
   if features.row is None:
-    weights = jnp.concatenate([weights, w0[features_lib.ROW_ROWS] +
-                               w0[features_lib.COLUMN_ROWS]])
+    weights = jnp.concatenate([weights, w0[layout.row] + w0[layout.column]])
   weights = [weights * scale[:, None]]
   biases = [wide(theta["b0"] + features.tensor(squares) @ w0[
-      features_lib.NUM_PARAMETER_FEATURES:])]
+      sum(map(len, layout)):])]
   more = {}
   for name, x, rows in (
-      ("row", features.row, features_lib.ROW_ROWS),
-      ("column", features.column, features_lib.COLUMN_ROWS)):
+      ("row", features.row, layout.row),
+      ("column", features.column, layout.column)):
     if x is None:
       continue
     scale, limit = _normalize(

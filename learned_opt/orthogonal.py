@@ -22,6 +22,20 @@ def check_iterations(iterations: int) -> None:
         "give 0 or a few, such as 5.")
 
 
+def iterate(y: jax.Array, iterations: int) -> jax.Array:
+  """Newton-Schulz iterations of matrices [..., m, n], best with m <= n.
+
+  Args:
+    y: float array; singular values of at most 1.
+    iterations: see `equalize`.
+  """
+  a, b, c = COEFFICIENTS
+  for _ in range(iterations):
+    gram = y @ y.mT
+    y = a * y + (b * gram + c * gram @ gram) @ y
+  return y
+
+
 def equalize(x: jax.Array, iterations: int) -> jax.Array:
   """Brings the singular values of x to about ||x|| / 4, with ||.|| Frobenius.
 
@@ -43,7 +57,6 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   Returns:
     Of the shape of x; zero where x is zero, and odd and homogeneous in x.
   """
-  a, b, c = COEFFICIENTS
   matrix = x.reshape(-1, x.shape[-1])
   wide = matrix.shape[0] <= matrix.shape[1]
   matrix = matrix if wide else matrix.T
@@ -58,9 +71,7 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   y /= jnp.where(some, largest, 1)  # so that squares have no overflow
   norm = jnp.sqrt(jnp.where(some, jnp.sum(y**2, (1, 2), keepdims=True), 1))
   y /= norm
-  for _ in range(iterations):
-    gram = y @ y.mT
-    y = a * y + (b * gram + c * gram @ gram) @ y
+  y = iterate(y, iterations)
   y *= norm * largest * SIDE**-0.5
   y = y.reshape(-1, columns)[:rows]
   return (y if wide else y.T).reshape(x.shape)

@@ -10,9 +10,12 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from learned_opt import base
 from learned_opt import blocks
+from learned_opt import placement
 
 
 class State(NamedTuple):
@@ -44,40 +47,138 @@ def transformation(init_one: Callable, step_one: Callable
     that the state was made for.
   """
 
-  def init_groups(leaves):
-    states = {}
-    for name, members in _groups(leaves).items():
-      one = init_one(leaves[members[0]].shape or (1,))
-      n = len(members)
-      states[name] = one if n == 1 else jax.tree.map(
-          lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
-    return states
-
   def init(params):
-    return State(jnp.zeros([], jnp.int32), init_groups(jax.tree.leaves(params)))
+    step = beside(lambda: jnp.zeros([], jnp.int32), params)
+    return State(step, init_groups(init_one, params))
 
   def update(grads, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError(
-          "A learned optimizer reads the parameters: call "
-          "update(grads, state, params), not update(grads, state).")
-    tree = grads
-    grads = jax.tree.leaves(tree)
-    params = jax.tree.leaves(jax.tree.map(lambda _, p: p, tree, params))
-    _check(jax.eval_shape(init_groups, params), state.groups)
-    updates, states = list(grads), {}
-    step_group = functools.partial(_step_group, step_one, step=state.step)
-    for name, members in _groups(params).items():
-      take = lambda leaves: [leaves[i] for i in members]
-      changes, states[name] = step_group(
-          take(grads), take(params), state.groups[name])
-      for i, change in zip(members, changes):
-        updates[i] = change.reshape(grads[i].shape).astype(grads[i].dtype)
-    return jax.tree.unflatten(jax.tree.structure(tree), updates), State(
-        optax.safe_increment(state.step), states)
+    updates, groups = update_groups(
+        lambda grad, param, one, step, context: step_one(
+            grad, param, one, step), grads,
+        matched(init_one, grads, params, state.groups), state.groups,
+        state.step)
+    return updates, State(optax.safe_increment(state.step), groups)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def init_groups(init_one: Callable, params: Any) -> dict[str, Any]:
+  """States of all parameters, `State.groups`.
+
+  Args:
+    init_one: see `transformation`.
+    params: tree of arrays.
+  """
+  leaves, states = jax.tree.leaves(params), {}
+  for name, members in _groups(leaves).items():
+    param, n = leaves[members[0]], len(members)
+
+    def make():
+      one = init_one(param.shape or (1,))
+      return one if n == 1 else jax.tree.map(
+          lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
+
+    states[name] = placement.made(make, param)
+  return states
+
+
+def beside(make: Callable[[], Any], params: Any) -> Any:
+  """`make()`, arrays of a state on the devices of the parameters."""
+  leaves = jax.tree.leaves(params)
+  return placement.made(make, leaves[0]) if leaves else make()
+
+
+def matched(init_one: Callable, grads: Any, params: Any,
+            groups: dict[str, Any]) -> Any:
+  """The parameters whose gradients these are, as a tree like that of grads.
+
+  Args:
+    init_one: see `transformation`.
+    grads: tree of arrays.
+    params: as grads, possibly with more leaves; None if there are none.
+    groups: see `State`.
+
+  Raises:
+    ValueError: params is None, or the states are those of other parameters.
+  """
+  base.check_params(params)
+  params = jax.tree.map(lambda _, p: p, grads, params)
+  shapes = lambda tree: {
+      jax.tree_util.keystr(path): x.shape
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  expected = shapes(jax.eval_shape(
+      functools.partial(init_groups, init_one), params))
+  found = shapes(groups)
+  wrong = sorted(set(expected.items()) ^ set(found.items()))
+  if wrong:
+    name = wrong[0][0]
+    raise ValueError(
+        f"The state is not one of these parameters: at {name} it has shape "
+        f"{found.get(name)}, they need {expected.get(name)}. Call init(params) "
+        "with the parameters that are trained.")
+  return params
+
+
+def update_groups(step_one: Callable, grads: Any, params: Any,
+                  groups: dict[str, Any], step: jax.Array, context: Any = None
+                  ) -> tuple[Any, dict[str, Any]]:
+  """One step of all parameters.
+
+  Args:
+    step_one: `(grad, param, state, step, context) -> (update, state)`, see
+      `transformation`.
+    grads: tree of arrays.
+    params: see `matched`.
+    groups: see `State`.
+    step: number of steps taken before this one.
+    context: tree of arrays [n, ...], of which each of the n parameters with
+      elements gets its row, in the order of the tree.
+
+  Returns:
+    The updates, with the dtypes of the gradients, and the new states.
+  """
+  leaves, treedef = jax.tree.flatten(grads)
+  params = jax.tree.leaves(params)
+  filled = [i for i, x in enumerate(params) if x.size]
+  updates, states = list(leaves), {}
+  for name, members in _groups(params).items():
+    take = lambda leaves: [leaves[i] for i in members]
+    rows = np.searchsorted(filled, members)
+    changes, states[name] = _step_group(
+        step_one, take(leaves), take(params), groups[name],
+        jax.tree.map(lambda x: x[rows], context), step)
+    for i, change in zip(members, changes):
+      updates[i] = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
+  return jax.tree.unflatten(treedef, updates), states
+
+
+def measure(fn: Callable, trees: tuple, groups: dict[str, Any]) -> Any:
+  """What a function says of each parameter.
+
+  Args:
+    fn: `(*arrays, state) -> tree of arrays [...]` for one parameter; the arrays
+      are in float32 and of at least one axis.
+    trees: the parameters, and trees like that, as gradients.
+    groups: see `State`; not empty.
+
+  Returns:
+    Tree of arrays [n, ...] for n parameters with elements, in the order of the
+    tree.
+  """
+  wide = lambda x: x.astype(jnp.float32).reshape(x.shape or (1,))
+  leaves = [jax.tree.leaves(tree) for tree in trees]
+  found, order = [], []
+  for name, members in _groups(leaves[0]).items():
+    rows = [[wide(kind[i]) for i in members] for kind in leaves]
+    if len(members) == 1:
+      one = fn(*(kind[0] for kind in rows), groups[name])
+      found.append(jax.tree.map(lambda x: x[None], one))
+    else:
+      found.append(jax.vmap(fn)(*map(jnp.stack, rows), groups[name]))
+    order += members
+  back = np.argsort(order)
+  return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *found)
 
 
 def _groups(leaves) -> dict[str, list[int]]:
@@ -90,47 +191,34 @@ def _groups(leaves) -> dict[str, list[int]]:
   return dict(sorted(groups.items()))
 
 
-def _check(expected, found):
-  """Raises ValueError unless the state is one of the parameters at hand."""
-  shapes = lambda tree: {
-      jax.tree_util.keystr(path): x.shape
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-  expected, found = shapes(expected), shapes(found)
-  wrong = sorted(set(expected.items()) ^ set(found.items()))
-  if wrong:
-    name = wrong[0][0]
-    raise ValueError(
-        f"The state is not one of these parameters: at {name} it has shape "
-        f"{found.get(name)}, they need {expected.get(name)}. Call init(params) "
-        "with the parameters that are trained.")
-
-
-def _step_group(step_one, grads, params, states, step):
+def _step_group(step_one, grads, params, states, contexts, step):
   """The rule for each of n parameters of one shape; their states are stacked.
 
   Small ones at once; large ones one after the other, in place, so that
   intermediate arrays stay small.
 
   Args:
-    step_one: see `transformation`.
+    step_one: see `update_groups`.
     grads: list of n arrays.
     params: list of n arrays.
     states: tree of arrays, see `State`.
+    contexts: tree of arrays [n, ...].
     step: number of steps taken before this one.
 
   Returns:
     (n updates [*S], float32, the new states).
   """
-  def rule(grad, param, state):
+  def rule(grad, param, state, context):
     wide = lambda x: x.astype(jnp.float32).reshape(x.shape or (1,))
-    return step_one(wide(grad), wide(param), state, step)
+    return step_one(wide(grad), wide(param), state, step, context)
 
   n = len(grads)
   if n == 1:
-    change, states = rule(grads[0], params[0], states)
+    change, states = rule(grads[0], params[0], states,
+                          jax.tree.map(lambda x: x[0], contexts))
     return [change], states
   if n * grads[0].size <= blocks.default_size():
-    args = jnp.stack(grads), jnp.stack(params), states
+    args = jnp.stack(grads), jnp.stack(params), states, contexts
     shapes = jax.eval_shape(jax.vmap(rule), *args)
     zeros = lambda *args: jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -141,7 +229,7 @@ def _step_group(step_one, grads, params, states, step):
     # Not x[i] of a stack, which would be a copy of all n.
     member = jax.lax.switch(i, [lambda x=x: x for x in zip(grads, params)])
     take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-    new = rule(member[0], member[1], jax.tree.map(take, states))
+    new = rule(*member, *jax.tree.map(take, (states, contexts)))
     put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
     return jax.tree.map(put, (changes, states), new)
 

@@ -80,30 +80,17 @@ def _decays(theta) -> accumulators.Decays:
       momentum, jnp.clip(rms[0], 0, 1), jnp.clip(factored, 0, 1))
 
 
-def _safe_rsqrt(x):
-  return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
-
-
 def _features(grad, param, acc, step) -> features_lib.Features:
-  axes = accumulators.factored_axes(grad.shape)
   inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
                 second=acc.second[None])
-  root = lambda x: jax.lax.rsqrt(x + 1e-8)
-  row = column = None
-  if axes is None:
-    inputs |= {"row": acc.row}
-  else:
-    mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
-    inputs |= {"row_factor": _safe_rsqrt(acc.row / (mean + 1e-9)),
-               "column_factor": _safe_rsqrt(acc.column)}
-    row, column = (jnp.concatenate([x, root(x)])
-                   for x in (acc.row, acc.column))
+  factors, row, column = features_lib.factored(acc, grad.shape)
+  inputs |= factors
 
   def element(x):
     inverse_rms = jax.lax.rsqrt(x["second"].astype(jnp.float32) + 1e-6)
-    if axes is None:
-      last = [x["row"], root(x["row"])]
-      for_grad = _safe_rsqrt(x["row"] + 1e-9)
+    if row is None:
+      last = [x["row"], features_lib.inverse_root(x["row"])]
+      for_grad = features_lib.safe_rsqrt(x["row"] + 1e-9)
       for_momentum = jax.lax.rsqrt(x["row"] + 1e-6)
     else:
       last = []

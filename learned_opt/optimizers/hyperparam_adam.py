@@ -1,0 +1,63 @@
+"""Adam whose learning rate, decays and epsilon are meta-learned: four numbers.
+
+So few that a grid finds the best theta, which makes it a test bed for gradient
+estimators.
+
+Reference:
+  Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from learned_opt import base
+
+
+def make(learning_rate: float = 0.001, b1: float = 0.9, b2: float = 0.999,
+         epsilon: float = 1e-8) -> base.LearnedOptimizer:
+  """The optimizer: `optax.adam`, with statistics in float32.
+
+  theta are the logs of learning_rate, 1 - b1, 1 - b2 and epsilon, scalars
+  named after the settings; these are what they start from.
+
+  Args:
+    learning_rate: factor on the update.
+    b1: decay of the momentum.
+    b2: decay of the second moment.
+    epsilon: added to the root of the second moment.
+
+  Raises:
+    ValueError: learning_rate or epsilon is not a positive number, or a decay
+      is not between 0 and 1.
+  """
+  base.check_positive(learning_rate=learning_rate, epsilon=epsilon)
+  base.check_decays(b1=b1, b2=b2)
+  initial = dict(learning_rate=learning_rate, b1=1 - b1, b2=1 - b2,
+                 epsilon=epsilon)
+
+  def init(key):
+    del key
+    return {name: jnp.float32(math.log(x)) for name, x in initial.items()}
+
+  def opt_fn(theta, *, num_steps=None):
+    del num_steps
+    x = {name: jnp.exp(log) for name, log in theta.items()}
+    tx = optax.chain(
+        optax.scale_by_adam(1 - x["b1"], 1 - x["b2"], x["epsilon"]),
+        optax.scale(-x["learning_rate"]))
+    # In bfloat16 statistics could not move, and their dtype would change.
+    wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def update(grads, state, params=None, **extra_args):
+      del extra_args
+      base.check_params(params)
+      updates, state = tx.update(wide(grads), state)
+      return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads), state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: tx.init(wide(params)), update)
+
+  return base.LearnedOptimizer(init, opt_fn)

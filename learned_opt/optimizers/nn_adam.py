@@ -1,0 +1,181 @@
+"""Adam with hyperparameters of each parameter tensor, moved by an LSTM.
+
+After each step, the LSTM reads statistics of the tensor and moves the logs of
+its learning rate, epsilon and 1 - decays a little. Beside epsilon, the update
+has a factor 1 + epsilon, so that a large one leaves plain momentum instead of
+no update.
+
+Reference:
+  Metz et al., https://github.com/google/learned_optimization (NNAdam).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from learned_opt import base
+from learned_opt import lstm
+from learned_opt import per_parameter
+
+# In the order of the LSTM's outputs. Hyperparameters are kept as a tenth of
+# the log of themselves, or for decays of 1 - decay, within these limits.
+NAMES = ("learning_rate", "b1", "b2", "epsilon")
+LOG_UNIT = 10.0
+LIMITS = np.array([
+    [math.log(1e-8), -10, -10, math.log(1e-11)],
+    [math.log(1e3), 0, 0, math.log(1e4)]], np.float32) / LOG_UNIT
+NUM_FEATURES = 19
+MAX_GRAD = 1000.0
+EPSILON = 1e-10  # added to second moments
+
+
+class Moments(NamedTuple):
+  """Moving averages of the gradients of one parameter, [*S]."""
+
+  momentum: jax.Array
+  second: jax.Array
+
+
+class State(NamedTuple):
+  """State of the optimizer for n parameters with elements.
+
+  Attributes:
+    step: number of steps taken, int32 scalar.
+    groups: moments, see `learned_opt.per_parameter`.
+    hyperparameters: of each parameter, see NAMES, [n, 4].
+    lstm: n rows.
+  """
+
+  step: jax.Array
+  groups: dict[str, Any]
+  hyperparameters: jax.Array
+  lstm: lstm.State
+
+
+def make(lstm_hidden: int = 32, output_scale: float = 0.01,
+         learning_rate: float = 1e-4, b1: float = 0.9, b2: float = 0.999,
+         epsilon: float = 1e-8) -> base.LearnedOptimizer:
+  """The optimizer; with the defaults theta has 6856 numbers.
+
+  Args:
+    lstm_hidden: size of the LSTM.
+    output_scale: factor on what the LSTM adds to hyperparameters.
+    learning_rate: what theta says at the start of meta-training that all
+      parameters start with; so do the others.
+    b1: decay of the momentum.
+    b2: decay of the second moment.
+    epsilon: added to the root of the second moment.
+
+  Raises:
+    ValueError: lstm_hidden is not a positive integer, a decay is not between 0
+      and 1, or another setting is not a positive number.
+  """
+  base.check_sizes(lstm_hidden=lstm_hidden)
+  base.check_positive(output_scale=output_scale, learning_rate=learning_rate,
+                      epsilon=epsilon)
+  base.check_decays(b1=b1, b2=b2)
+  initial = dict(zip(NAMES, (learning_rate, 1 - b1, 1 - b2, epsilon)))
+
+  def init(key):
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    theta = {name: jnp.float32(math.log(x) / LOG_UNIT)
+             for name, x in initial.items()}
+    return theta | {
+        "lstm": lstm.init(key, NUM_FEATURES, lstm_hidden),
+        "initial": {name: zeros(1, lstm_hidden)
+                    for name in lstm.State._fields},
+        "controls": {"w": zeros(lstm_hidden, len(NAMES)),
+                     "b": zeros(len(NAMES))}}
+
+  def opt_fn(theta, *, num_steps=None):
+    del num_steps
+
+    def start(params):
+      rows = len(_filled(params))
+      first = lambda: jnp.tile(
+          jnp.stack([theta[name] for name in NAMES]), (rows, 1))
+      step, hyperparameters, cells = per_parameter.beside(lambda: (
+          jnp.zeros([], jnp.int32), first(),
+          lstm.start(theta["initial"], rows)), params)
+      groups = per_parameter.init_groups(_init_one, params)
+      return State(step, groups, hyperparameters, cells)
+
+    def update(grads, state, params=None, **extra_args):
+      del extra_args
+      params = per_parameter.matched(_init_one, grads, params, state.groups)
+      if not state.groups:
+        return grads, state  # no parameter has elements
+      updates, groups = per_parameter.update_groups(
+          _step_one, grads, params, state.groups, state.step,
+          state.hyperparameters)
+      features = _features(params, grads, groups, state.hyperparameters)
+      rows = lstm.step(theta["lstm"], features, state.lstm)
+      moved = state.hyperparameters + output_scale * lstm.dense(
+          theta["controls"], rows.hidden)
+      return updates, State(
+          optax.safe_increment(state.step), groups,
+          jnp.clip(moved, LIMITS[:1], LIMITS[1:]), rows)
+
+    return optax.GradientTransformationExtraArgs(start, update)
+
+  return base.LearnedOptimizer(init, opt_fn)
+
+
+def _filled(params) -> list:
+  return [x for x in jax.tree.leaves(params) if x.size]
+
+
+def _clip(grad):
+  return jnp.clip(grad, -MAX_GRAD, MAX_GRAD)
+
+
+def _init_one(shape) -> Moments:
+  return Moments(*(jnp.zeros(shape, jnp.float32) for _ in range(2)))
+
+
+def _step_one(grad, param, state, step, hyperparameters):
+  """Adam's step for one parameter, without correction of biases."""
+  del param, step
+  grad = _clip(grad)
+  rate, rest1, rest2, epsilon = jnp.exp(LOG_UNIT * jnp.clip(
+      hyperparameters, LIMITS[0], LIMITS[1]))
+  momentum = (1 - rest1) * state.momentum + rest1 * grad
+  second = (1 - rest2) * state.second + rest2 * jnp.square(grad)
+  change = -rate * (1 + epsilon) / (
+      epsilon + jnp.sqrt(second + EPSILON)) * momentum
+  return change, Moments(momentum, second)
+
+
+def _log_size(x):
+  return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(x)), -5, 5)
+
+
+def _statistics(param, grad, moments):
+  """Means and variances of one parameter: {name: scalar}."""
+  grad = _clip(grad)
+  found = {"mean_gabs_mag": _log_size(jnp.mean(jnp.abs(grad)))}
+  for name, x in (("p", param), ("g", grad), ("m", moments.momentum),
+                  ("rms", moments.second)):
+    mean = jnp.mean(x)
+    found[f"mean_{name}_mag"] = _log_size(mean)
+    found[f"mean_{name}_sign"] = jnp.sign(mean)
+    found[f"var_{name}"] = _log_size(jnp.mean(jnp.square(x - mean)))
+  # The published names, since features come in alphabetical order.
+  found["mean_rms"] = found.pop("mean_rms_mag")
+  found["mean_sign"] = found.pop("mean_rms_sign")
+  return found
+
+
+def _features(params, grads, groups, hyperparameters):
+  """What the LSTM reads, [n, 19]."""
+  found = per_parameter.measure(_statistics, (params, grads), groups)
+  rank = np.array([x.ndim for x in _filled(params)])
+  found["is_scalar"] = np.where(rank == 0, 1, -1)
+  found["is_bias"] = np.where(rank == 1, 1, -1)
+  for i, name in enumerate(("lr", "beta1", "beta2", "epsilon")):
+    found[name] = 0.2 * jnp.clip(hyperparameters[:, i], -5, 5)
+  return jnp.stack([jnp.float32(found[name]) for name in sorted(found)], 1)
