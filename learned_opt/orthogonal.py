@@ -8,6 +8,8 @@ Reference:
 import jax
 import jax.numpy as jnp
 
+from learned_opt import placement
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 SIDE = 16  # of matrices whose RMS does not change when all values are equal
 BLOCK = 512  # longest side of a matrix that is treated as one
@@ -44,7 +46,8 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
     Of the shape of x; zero where x is zero, and odd and homogeneous in x.
   """
   a, b, c = COEFFICIENTS
-  matrix = x.reshape(-1, x.shape[-1])
+  # Each device does all of it: rows and columns are both summed over.
+  matrix = placement.gathered(x).reshape(-1, x.shape[-1])
   wide = matrix.shape[0] <= matrix.shape[1]
   matrix = matrix if wide else matrix.T
   rows, columns = matrix.shape
@@ -63,4 +66,4 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
     y = a * y + (b * gram + c * gram @ gram) @ y
   y *= norm * largest * SIDE**-0.5
   y = y.reshape(-1, columns)[:rows]
-  return (y if wide else y.T).reshape(x.shape)
+  return placement.like((y if wide else y.T).reshape(x.shape), x)

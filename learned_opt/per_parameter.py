@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import blocks
+from learned_opt import placement
 
 
 class State(NamedTuple):
@@ -47,14 +48,21 @@ def transformation(init_one: Callable, step_one: Callable
   def init_groups(leaves):
     states = {}
     for name, members in _groups(leaves).items():
-      one = init_one(leaves[members[0]].shape or (1,))
-      n = len(members)
-      states[name] = one if n == 1 else jax.tree.map(
-          lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
+      param, n = leaves[members[0]], len(members)
+
+      def make():
+        one = init_one(param.shape or (1,))
+        return one if n == 1 else jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
+
+      states[name] = placement.made(make, param)
     return states
 
   def init(params):
-    return State(jnp.zeros([], jnp.int32), init_groups(jax.tree.leaves(params)))
+    leaves = jax.tree.leaves(params)
+    zero = lambda: jnp.zeros([], jnp.int32)
+    step = placement.made(zero, leaves[0]) if leaves else zero()
+    return State(step, init_groups(leaves))
 
   def update(grads, state, params=None, **extra_args):
     del extra_args
@@ -73,7 +81,8 @@ def transformation(init_one: Callable, step_one: Callable
       changes, states[name] = step_group(
           take(grads), take(params), state.groups[name])
       for i, change in zip(members, changes):
-        updates[i] = change.reshape(grads[i].shape).astype(grads[i].dtype)
+        change = change.reshape(grads[i].shape).astype(grads[i].dtype)
+        updates[i] = placement.like(change, grads[i])
     return jax.tree.unflatten(jax.tree.structure(tree), updates), State(
         optax.safe_increment(state.step), states)
 
@@ -126,6 +135,9 @@ def _step_group(step_one, grads, params, states, step):
     return step_one(wide(grad), wide(param), state, step)
 
   n = len(grads)
+  # They share what is computed, so they are split alike for that.
+  grads, params = ([placement.like(x, params[0]) for x in xs]
+                   for xs in (grads, params))
   if n == 1:
     change, states = rule(grads[0], params[0], states)
     return [change], states
@@ -133,7 +145,7 @@ def _step_group(step_one, grads, params, states, step):
     args = jnp.stack(grads), jnp.stack(params), states
     shapes = jax.eval_shape(jax.vmap(rule), *args)
     zeros = lambda *args: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), shapes)
     return jax.lax.cond(step >= 0, jax.vmap(rule), zeros, *args)
 
   def body(i, carry):
@@ -145,5 +157,6 @@ def _step_group(step_one, grads, params, states, step):
     put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
     return jax.tree.map(put, (changes, states), new)
 
-  changes = jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32)
+  changes = placement.made(
+      lambda: jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32), grads[0])
   return jax.lax.fori_loop(0, n, body, (changes, states))

@@ -1,0 +1,84 @@
+"""States and updates on several devices, split as the parameters are.
+
+JAX says how an array is split in two ways. On a mesh of explicit axes it is
+part of the array's type, inside of jit, too, and operations on unequal types
+fail. On one of automatic axes only arrays outside of jit know it, and the
+compiler decides for all others. Nothing here does anything to arrays that are
+not split.
+
+Reference:
+  https://docs.jax.dev/en/latest/notebooks/explicit-sharding.html
+"""
+
+from typing import Any, Callable
+
+import jax
+
+_Spec = jax.sharding.PartitionSpec
+
+
+def _sharding(x) -> jax.sharding.NamedSharding | None:
+  """How x is split over a mesh, as far as one can know; None if it is not."""
+  typed = jax.typeof(x).sharding
+  if any(axis is not None for axis in typed.spec):
+    return typed
+  if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+    return None
+  concrete = x.sharding
+  named = isinstance(concrete, jax.sharding.NamedSharding)
+  return concrete if named and concrete.mesh.size > 1 else None
+
+
+def _follow(shape: tuple, param, sharding) -> jax.sharding.NamedSharding:
+  """Sharding of an array whose last axes are those of a parameter.
+
+  Axes of another size than the parameter's, as those of factors, are not
+  split, nor are the leading axes.
+  """
+  spec = (*sharding.spec, *[None] * (param.ndim - len(sharding.spec)))
+  own = len(shape) - param.ndim
+  axes = [axis if own >= 0 and n == shape[own + i] else None
+          for i, (axis, n) in enumerate(zip(spec, param.shape))]
+  return jax.sharding.NamedSharding(
+      sharding.mesh, _Spec(*[None] * own, *(axes if own >= 0 else [])))
+
+
+def made(make: Callable[[], Any], param) -> Any:
+  """`make()`, a tree of arrays, each split as the parameter's last axes are.
+
+  Args:
+    make: e.g. makes the state of the parameter.
+    param: array, or what stands for one inside of jit.
+  """
+  sharding = _sharding(param)
+  if sharding is None:
+    return make()
+  shardings = jax.tree.map(
+      lambda x: _follow(x.shape, param, sharding), jax.eval_shape(make))
+  if isinstance(param, jax.core.Tracer):
+    return jax.tree.map(jax.sharding.reshard, make(), shardings)
+  # Compiled, so that no device ever holds all of it.
+  return jax.jit(make, out_shardings=shardings)()
+
+
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
+  """x, split as another array of its shape; on explicit axes alone."""
+  wanted = jax.typeof(other).sharding
+  return x if jax.typeof(x).sharding == wanted else jax.sharding.reshard(
+      x, wanted)
+
+
+def gathered(x: jax.Array) -> jax.Array:
+  """x, not split; on explicit axes alone."""
+  sharding = jax.typeof(x).sharding
+  if all(axis is None for axis in sharding.spec):
+    return x
+  return jax.sharding.reshard(x, jax.sharding.NamedSharding(
+      sharding.mesh, _Spec(*[None] * x.ndim)))
+
+
+def on_mesh() -> bool:
+  """Whether arrays may be split by axes of the mesh in use (`jax.set_mesh`)."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return any(kind != jax.sharding.AxisType.Manual and size > 1
+             for kind, size in zip(mesh.axis_types, mesh.axis_sizes))
