@@ -12,13 +12,14 @@ from learned_opt import placement
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 SIDE = 16  # of matrices whose RMS does not change when all values are equal
+MAX_ITERATIONS = 100  # far more than anyone needs; programs grow with them
 BLOCK = 512  # longest side of a matrix that is treated as one
 
 
 def check_iterations(iterations: int) -> None:
   """Raises ValueError unless it is a number of iterations."""
   if isinstance(iterations, bool) or not isinstance(
-      iterations, int) or iterations < 0:
+      iterations, int) or not 0 <= iterations <= MAX_ITERATIONS:
     raise ValueError(
         f"newton_schulz = {iterations!r} is not a number of iterations; "
         "give 0 or a few, such as 5.")

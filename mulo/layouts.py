@@ -16,6 +16,7 @@ LAYOUTS = {
     "learned_optimization/adafac_mlp_lopt": ("adafac_mlp", _ADAFAC_MLP)}
 
 
+@artifact_lib.refusing("What convert was given")
 def convert(flat_arrays: Mapping[str, Any], layout: str, *,
             parametrization: str = "standard", licence: str = "unknown",
             **settings) -> artifact_lib.Artifact:
@@ -35,7 +36,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     The artifact; `mulo.save` writes it.
 
   Raises:
-    ValueError: unknown layout, missing or additional names, shapes that do
+    ArtifactError: unknown layout, missing or additional names, shapes that do
       not fit, or unknown settings.
   """
   if layout not in LAYOUTS:
