@@ -5,19 +5,23 @@ format_version, optimizer, settings, parametrization, record (how it was
 meta-trained), licence, sha256 (of the tensors) and header_sha256 (of all the
 former). One entry, because the order of several is not fixed by the library,
 and equal artifacts shall be equal files.
+
+A file may come from anyone. What reads one has a bound on its size and on all
+that follows from a few bytes of it, and whatever is wrong ends as one
+ArtifactError (`experiments/fuzz.py` tries).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, Iterator, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from learned_opt import base
@@ -29,6 +33,50 @@ FIELDS = {
     "format_version": int, "optimizer": str, "settings": dict,
     "parametrization": str, "record": dict, "licence": str, "sha256": str,
     "header_sha256": str}
+MAX_BYTES = 2**28  # of a file; the largest published theta has 5 MB
+MAX_HEADER = 2**22  # bytes of names and metadata, parsed by Python
+MAX_INTEGER = 2**12  # of settings: widths and counts, which programs loop over
+MAX_MESSAGE = 2000  # characters
+
+
+class ArtifactError(ValueError):
+  """Weights that were refused; the message says what and why."""
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+  """Turns all that goes wrong inside into one ArtifactError about `what`.
+
+  But not OSError, which is not about content, nor MemoryError, which must not
+  happen.
+  """
+  try:
+    yield
+  except (OSError, MemoryError):
+    raise
+  except Exception as e:
+    kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
+    # The message may quote the file, which must not reach a terminal as it is.
+    text = f"{kind}{e}".encode("ascii", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) > MAX_MESSAGE:
+      text = f"{text[:MAX_MESSAGE]} ..."
+    raise ArtifactError(f"{what} was refused: {text}") from e
+
+
+class Trained(NamedTuple):
+  """What an optimizer was meta-trained on, as far as its record says.
+
+  Attributes:
+    horizon: (shortest, longest) episode in inner steps, or None.
+    widths: (smallest, largest) width of a network, or None.
+    batch_sizes: (smallest, largest), or None; tasks at their default batch
+      size do not count.
+  """
+
+  horizon: tuple[int, int] | None
+  widths: tuple[int, int] | None
+  batch_sizes: tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +93,7 @@ class Artifact:
     licence: of the weights, an SPDX identifier.
 
   Raises:
-    ValueError: at construction, if theta is not one of this optimizer: other
+    ArtifactError: at construction, if theta is not one of this optimizer: other
       names or shapes, another dtype, or numbers that are not finite.
   """
 
@@ -57,21 +105,43 @@ class Artifact:
   licence: str = "Apache-2.0"
 
   def __post_init__(self):
+    _check_settings(self.settings)
     parametrizations.get(self.parametrization)
     expected = _shapes(jax.eval_shape(self.lopt.init, jax.random.key(0)))
     found = _shapes(self.theta)
     if expected != found:
-      raise ValueError(
+      raise ArtifactError(
           f"These tensors are not a theta of {self.optimizer} with settings "
           f"{self.settings}. Expected {expected}, found {found}.")
     for name, x in flatten(self.theta).items():
       if not np.all(np.isfinite(x)):
-        raise ValueError(f"theta[{name!r}] has numbers that are not finite.")
+        raise ArtifactError(f"theta[{name!r}] has numbers that are not finite.")
 
   @property
   def lopt(self) -> base.LearnedOptimizer:
     """The learned optimizer that theta belongs to."""
     return optimizers.get(self.optimizer, **self.settings)
+
+  @property
+  def trained(self) -> Trained:
+    """What it was meta-trained on."""
+    sections = self.record.get("tasks")
+    sections = sections.values() if isinstance(sections, dict) else []
+    numbers = lambda xs: [x for x in xs if type(x) is int and x > 0]
+    ends = lambda xs: (min(xs), max(xs)) if xs else None
+    settings = lambda name: ends(numbers(
+        x.get(name) for x in sections if isinstance(x, dict)))
+    horizon = self.record.get("horizon")
+    return Trained(
+        ends(numbers(horizon)) if isinstance(horizon, list) else None,
+        settings("width"), settings("batch_size"))
+
+
+def _check_settings(settings: dict) -> None:
+  for name, value in settings.items():
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+      raise ArtifactError(
+          f"the setting {name} is {value}, more than {MAX_INTEGER}.")
 
 
 def flatten(theta) -> dict[str, np.ndarray]:
@@ -96,7 +166,7 @@ def unflatten(lopt: base.LearnedOptimizer, flat: dict[str, np.ndarray]) -> Any:
   shapes = jax.eval_shape(lopt.init, jax.random.key(0))
   expected = _shapes(shapes)
   if set(flat) != set(expected):
-    raise ValueError(
+    raise ArtifactError(
         f"The tensors do not fit the optimizer: expected {expected}, found "
         f"{_shapes(flat)}.")
   return jax.tree.unflatten(
@@ -155,39 +225,65 @@ def read(path: str | os.PathLike) -> Artifact:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: not an artifact, damaged, of a newer format, or of an optimizer
-      or parametrization that is not installed; the message starts with the
-      path.
+    ArtifactError: not an artifact, damaged, of a newer format, or of an
+      optimizer or parametrization that is not installed; the message starts
+      with the path.
+  """
+  content = read_bytes(path)
+  with refusing(str(path)):
+    return _parse(content)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """All of a file.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ArtifactError: it is larger than a theta can be.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"{path} is not a file.")
-  try:
-    return _read(path)
-  except OSError:
-    raise
-  except Exception as e:  # whatever is in the file, one clear error
-    raise ValueError(f"{path} was refused: {e}") from e
+  with open(path, "rb") as file:
+    content = file.read(MAX_BYTES + 1)
+  if len(content) > MAX_BYTES:
+    raise ArtifactError(
+        f"{path} was refused: it has more than {MAX_BYTES} bytes.")
+  return content
 
 
-def _read(path: pathlib.Path) -> Artifact:
-  with safetensors.safe_open(path, framework="numpy") as file:
-    text = (file.metadata() or {}).get("mulo")
-    if text is None:
-      raise ValueError("it is a safetensors file, but not one of mulo's.")
-    flat = {name: file.get_tensor(name) for name in file.keys()}
+def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
+  """({name: array}, metadata) of a safetensors file.
+
+  Raises:
+    Exception: of some kind, for anything else; see `refusing`.
+  """
+  size = int.from_bytes(content[:8], "little")
+  if len(content) < 8 or size > min(MAX_HEADER, len(content) - 8):
+    raise ArtifactError("it is not a safetensors file, or its header is cut "
+                        f"off or has more than {MAX_HEADER} bytes.")
+  metadata = json.loads(content[8:8 + size]).get("__metadata__", {})
+  return safetensors_numpy.load(content), metadata
+
+
+def _parse(content: bytes) -> Artifact:
+  flat, metadata = tensors(content)
+  text = metadata.get("mulo")
+  if text is None:
+    raise ArtifactError("it is a safetensors file, but not one of mulo's.")
   header = json.loads(text)
   version = header.get("format_version") if isinstance(header, dict) else None
   if type(version) is int and version > FORMAT_VERSION:
-    raise ValueError(
+    raise ArtifactError(
         f"its format version is {version}, this software reads up to "
         f"{FORMAT_VERSION}; update mulo.")
   if version != FORMAT_VERSION or set(header) != set(FIELDS) or not all(
       type(header[k]) is t for k, t in FIELDS.items()):
-    raise ValueError(f"its metadata must have the fields {sorted(FIELDS)}.")
+    raise ArtifactError(f"its metadata must have the fields {sorted(FIELDS)}.")
   if (header["sha256"] != sha256(flat) or
       header["header_sha256"] != header_sha256(header)):
-    raise ValueError("its sha256 does not fit its content: it is damaged.")
+    raise ArtifactError("its sha256 does not fit its content: it is damaged.")
+  _check_settings(header["settings"])
   lopt = optimizers.get(header["optimizer"], **header["settings"])
   return Artifact(
       header["optimizer"], header["settings"], header["parametrization"],

@@ -213,6 +213,9 @@ def _step_group(step_one, grads, params, states, contexts, step):
     return step_one(wide(grad), wide(param), state, step, context)
 
   n = len(grads)
+  # They share what is computed, so they are split alike for that.
+  grads, params = ([placement.like(x, params[0]) for x in xs]
+                   for xs in (grads, params))
   if n == 1:
     change, states = rule(grads[0], params[0], states,
                           jax.tree.map(lambda x: x[0], contexts))
@@ -221,7 +224,7 @@ def _step_group(step_one, grads, params, states, contexts, step):
     args = jnp.stack(grads), jnp.stack(params), states, contexts
     shapes = jax.eval_shape(jax.vmap(rule), *args)
     zeros = lambda *args: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), shapes)
     return jax.lax.cond(step >= 0, jax.vmap(rule), zeros, *args)
 
   def body(i, carry):
@@ -233,5 +236,6 @@ def _step_group(step_one, grads, params, states, contexts, step):
     put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
     return jax.tree.map(put, (changes, states), new)
 
-  changes = jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32)
+  changes = placement.made(
+      lambda: jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32), grads[0])
   return jax.lax.fori_loop(0, n, body, (changes, states))

@@ -1,9 +1,13 @@
 """Learned optimizers for optax: `tx = mulo.load(name_or_path, ...)`."""
 
+from learned_opt.artifact import ArtifactError
+from mulo.arrays import read_arrays
+from mulo.guard import BeyondTrainingWarning
 from mulo.layouts import convert
 from mulo.loading import list_pretrained
 from mulo.loading import load
 from mulo.loading import read
 from mulo.loading import save
 
-__all__ = ["convert", "list_pretrained", "load", "read", "save"]
+__all__ = ["ArtifactError", "BeyondTrainingWarning", "convert",
+           "list_pretrained", "load", "read", "read_arrays", "save"]

@@ -82,6 +82,7 @@ LAYOUTS = {
         {"hidden": ("network.input.bias", 0)}, True, _DECAYS)}
 
 
+@artifact_lib.refusing("What convert was given")
 def convert(flat_arrays: Mapping[str, Any], layout: str, *,
             parametrization: str = "standard", licence: str = "unknown",
             **settings) -> artifact_lib.Artifact:
@@ -122,7 +123,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     The artifact; `mulo.save` writes it.
 
   Raises:
-    ValueError: unknown layout, missing or additional names, shapes that do
+    ArtifactError: unknown layout, missing or additional names, shapes that do
       not fit, numbers that are none, or unknown settings.
   """
   if layout not in LAYOUTS:

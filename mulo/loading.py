@@ -12,6 +12,8 @@ import optax
 from learned_opt import artifact as artifact_lib
 from learned_opt import parametrizations
 from learned_opt import width
+from mulo import guard
+from mulo import hub
 
 save = artifact_lib.write
 
@@ -32,17 +34,22 @@ def read(name_or_path: str | os.PathLike) -> artifact_lib.Artifact:
   """Reads and checks a trained optimizer.
 
   Args:
-    name_or_path: one of `list_pretrained()`, or a path to a .safetensors file.
+    name_or_path: one of `list_pretrained()`, a path to a .safetensors file, or
+      "hf://owner/name" for theta.safetensors of that repository on Hugging Face
+      (`hub.download` knows more forms).
 
   Returns:
-    An artifact with `.lopt`, `.theta`, `.settings`, `.parametrization` and
-    `.record`.
+    An artifact with `.lopt`, `.theta`, `.settings`, `.parametrization`,
+    `.record` and `.trained`.
 
   Raises:
     FileNotFoundError: neither a name nor a file.
-    ValueError: a file that is damaged, foreign or of a newer format.
+    ArtifactError: a file that is damaged, foreign or of a newer format.
+    ImportError: huggingface_hub is needed, and missing.
   """
   name = os.fspath(name_or_path)
+  if hub.is_name(name):
+    return artifact_lib.read(hub.download(name))
   known = list_pretrained()
   if name in known:
     with importlib.resources.as_file(
@@ -77,13 +84,16 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
     learning_rate: factor, or an optax schedule of it; 1 is what the optimizer
       was meta-trained with.
     weight_decay: see the formula. Not multiplied by the update multiplier.
-    num_steps: number of steps planned, for optimizers that use it.
+    num_steps: number of steps planned, for optimizers that use it, and to warn
+      where that is more than the optimizer was meta-trained for.
     **settings: of the optimizer, instead of those it was meta-trained with:
       `accumulator_dtype="bfloat16"` halves the state, `lowering` says how
       the update is computed (`learned_opt.mlp`).
 
   Returns:
-    A transformation; its `update` needs `params`.
+    A transformation; its `update` needs `params`. load warns of a horizon, and
+    `init` of a width, that is far from what the optimizer was meta-trained on
+    (`BeyondTrainingWarning`, see `mulo.guard`).
 
   Raises:
     FileNotFoundError: see `read`.
@@ -95,6 +105,7 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
   if settings:
     artifact = dataclasses.replace(
         artifact, settings=artifact.settings | settings)
+  guard.check_horizon(artifact, name_or_path, num_steps)
   parametrization = parametrizations.get(artifact.parametrization)
   links = [artifact.lopt.opt_fn(
       jax.tree.map(jax.numpy.asarray, artifact.theta), num_steps=num_steps)]
@@ -112,4 +123,11 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
   if not (isinstance(learning_rate, (int, float)) and learning_rate == 1):
     links.append(
         optax.scale_by_learning_rate(learning_rate, flip_sign=False))
-  return optax.chain(*links)
+  tx = optax.chain(*links)
+  grows = base_shapes if parametrization.needs_base_shapes else None
+
+  def init(params):
+    guard.check_width(artifact, name_or_path, params, grows)
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init, tx.update)

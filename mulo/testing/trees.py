@@ -1,0 +1,101 @@
+"""Contract: parameter trees, of every library and without arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mulo.testing import kit
+
+
+@kit.contract
+def empty_leaves(factory):
+  """Parameters without elements, None, and a tree without parameters."""
+  params = {"w": kit.tree(0)["c"]["w"], "empty": jnp.ones((0, 3)), "none": None}
+  tx = kit.make(factory, params)
+  [updates] = kit.updates(tx, params, [params])
+  kit.same_types(updates, params, "updates")
+  kit.require(np.all(np.isfinite(updates["w"])), f"updates are {updates['w']}")
+  tx = kit.make(factory, {})
+  kit.updates(tx, {}, [{}])
+
+
+@kit.contract
+def scalars(factory):
+  """Parameters without axes."""
+  params = {"gain": jnp.float32(2.0)}
+  tx = kit.make(factory, params)
+  [updates] = kit.updates(tx, params, [params])
+  kit.same_types(updates, params, "updates")
+  kit.require(np.isfinite(updates["gain"]), f"the update is {updates['gain']}")
+
+
+def _moves(tx, params) -> None:
+  """Raises unless a step changes every array of a tree, and its types not."""
+  tx = kit.compiled(tx)
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, _ = tx.update(grads, tx.init(params), params, value=kit.VALUE)
+  after = optax.apply_updates(params, updates)
+  kit.require(jax.tree.structure(after) == jax.tree.structure(params),
+              f"the tree became {jax.tree.structure(after)}")
+  kit.same_types(after, params, "parameters after a step")
+  for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(after)):
+    kit.require(np.all(np.isfinite(new)) and not np.array_equal(old, new),
+                f"a step from {old} led to {new}")
+
+
+@kit.contract
+def flax_linen(factory):
+  """Variables of a flax.linen module, also frozen."""
+  flax, linen = kit.package("flax"), kit.package("flax.linen")
+  params = linen.Dense(4, use_bias=False).init(
+      jax.random.key(0), jnp.ones((2, 3)))
+  for tree in (params, flax.core.freeze(params)):
+    _moves(kit.make(factory, tree), tree)
+
+
+@kit.contract
+def flax_nnx(factory):
+  """A flax.nnx module in `nnx.Optimizer`."""
+  nnx = kit.package("flax.nnx")
+  model = nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0))
+  tx = kit.make(factory, nnx.state(model, nnx.Param))
+  optimizer = nnx.Optimizer(model, kit.compiled(tx), wrt=nnx.Param)
+  before = np.asarray(model.kernel[...])
+  grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones((2, 3)))**2))(model)
+  optimizer.update(model, grads, value=kit.VALUE)
+  after = np.asarray(model.kernel[...])
+  kit.require(np.all(np.isfinite(after)) and not np.array_equal(before, after),
+              f"a step from {before} led to {after}")
+
+
+@kit.contract
+def equinox(factory):
+  """An equinox module, with None for what is no parameter."""
+  eqx = kit.package("equinox")
+  model = eqx.nn.Sequential([
+      eqx.nn.Linear(4, 3, use_bias=False, key=jax.random.key(0)),
+      eqx.nn.Lambda(jax.nn.relu)])
+  params = eqx.filter(model, eqx.is_inexact_array)
+  _moves(kit.make(factory, params), params)
+
+
+@kit.contract
+def haiku(factory):
+  """Dicts as haiku has them, with slashes in their names."""
+  params = {"mlp/~/linear_0": kit.tree(0)["a"]}
+  _moves(kit.make(factory, params), params)
+
+
+@kit.contract
+def params_none(factory):
+  """Without params: works, or raises ValueError that says what to pass."""
+  params = kit.tree(0)
+  tx = kit.make(factory, params)
+  try:
+    jax.eval_shape(
+        lambda state: tx.update(params, state, None, value=kit.VALUE),
+        tx.init(params))
+  except ValueError as e:
+    kit.require("params" in str(e),
+                f"the error without params does not say so: {e}")

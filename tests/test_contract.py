@@ -1,0 +1,226 @@
+"""Every optimizer fits optax and JAX, and the checks of that can fail."""
+
+import sys
+import unittest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import contract
+from learned_opt import optimizers
+from mulo import testing
+from mulo.testing import devices
+from mulo.testing import transforms
+
+CHECKS = {check.__name__: check for check in testing.CHECKS}
+
+
+@pytest.fixture(scope="module")
+def factories(tmp_path_factory):
+  return contract.factories(tmp_path_factory.mktemp("contract"))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", [*optimizers.names(), "adamw"])
+def test_contract(name, check, factories):
+  CHECKS[check](factories[name])
+
+
+@pytest.mark.parametrize("name", [
+    name for name in optimizers.names()
+    if "accumulator_dtype" in optimizers.all_settings(name)])
+def test_bfloat16_statistics_stay(name, tmp_path):
+  transforms.scan_bfloat16(
+      contract.learned(name, tmp_path, accumulator_dtype="bfloat16"))
+
+
+def test_newton_schulz_on_explicit_axes(tmp_path):
+  devices.sharding_explicit(
+      contract.learned("mulo", tmp_path, newton_schulz=1))
+
+
+def make(update, init=lambda params: optax.EmptyState()):
+  """A factory of something broken."""
+  tx = optax.GradientTransformationExtraArgs(init, update)
+  return lambda: tx
+
+
+def scaled(grads, factor=-0.5):
+  return jax.tree.map(lambda g: (factor * g).astype(g.dtype), grads)
+
+
+def momentum(dtype=None, share=False, after=lambda m: m):
+  """Momentum whose state is as said, before and after a step."""
+  def init(params):
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
+    return (zeros, zeros if share else jax.tree.map(jnp.copy, zeros))
+
+  def update(grads, state, params=None, **extra_args):
+    new = jax.tree.map(lambda m, g: after(m + 0.1 * g.astype(m.dtype)),
+                       state[0], grads)
+    return scaled(grads), (new, state[1])
+
+  return make(update, init)
+
+
+def weak_count():
+  return make(lambda grads, count, params=None, **extra_args: (
+      scaled(grads), jnp.asarray(count + 1, jnp.int32)),
+              lambda params: jnp.asarray(0))
+
+
+def by_rate(scale):
+  """Something that uses its learning rate wrongly."""
+  return lambda learning_rate=1.0: make(
+      lambda grads, state, params=None, **extra_args: (
+          scaled(grads, scale(learning_rate)), state))()
+
+
+def on_leaves(fn):
+  """A stateless rule for each leaf."""
+  return make(lambda grads, state, params=None, **extra_args: (
+      jax.tree.map(fn, grads), state))
+
+
+def no_empty_group(params):
+  return jnp.zeros([], jax.tree.leaves(params)[0].dtype)
+
+
+def only_dicts(grads, state, params=None, **extra_args):
+  walk = lambda x: ({k: walk(v) for k, v in x.items()} if isinstance(x, dict)
+                    else -x)
+  return walk(grads), state
+
+
+def strict(grads, state, params=None, *, value):
+  return scaled(grads), state
+
+
+def needs_loss(grads, state, params=None, **extra_args):
+  return scaled(grads, extra_args["value"]), state
+
+
+def decay_in_place(grads, state, params=None, **extra_args):
+  return jax.tree.map(lambda g, p: -g - 0.1 * p, grads, params), state
+
+
+def gathers(grads, state, params=None, **extra_args):
+  """Momentum that ends up whole on each device."""
+  mesh = jax.typeof(jax.tree.leaves(grads)[0]).sharding.mesh
+  whole = lambda x: jax.sharding.reshard(x, jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec()))
+  return scaled(grads), jax.tree.map(
+      lambda m, g: whole(m + g) if mesh.axis_names else m + g, state, grads)
+
+
+KEPT = {"value": []}
+
+
+def keeps_python_state(grads, state, params=None, **extra_args):
+  KEPT["value"].append(jax.tree.leaves(grads)[0])
+  return scaled(grads, float(len(KEPT["value"]))), state
+
+
+BROKEN = [
+    ("chain", make(keeps_python_state)),
+    ("extra_args", make(strict)), ("extra_args", make(needs_loss)),
+    ("masked", make(only_dicts)),
+    ("multi_transform", make(
+        lambda grads, state, params=None, **extra_args: (
+            scaled(grads), state), no_empty_group)),
+    ("empty_leaves", on_leaves(lambda g: g / jnp.max(jnp.abs(g)))),
+    ("scalars", on_leaves(jnp.atleast_1d)),
+    ("inject_hyperparams", by_rate(float)),
+    ("inject_hyperparams", by_rate(lambda rate: -0.1)),
+    ("schedules", by_rate(lambda rate: -0.1)),
+    ("multi_steps", momentum(after=lambda m: m.reshape(-1))),
+    ("apply_if_finite", make(
+        lambda grads, state, params=None, **extra_args: (
+            scaled(grads), state), lambda params: "text")),
+    ("scan_float32", momentum(after=lambda m: m.reshape(-1))),
+    ("scan_bfloat16", momentum(after=lambda m: m.astype(jnp.float32))),
+    ("scan_bfloat16", on_leaves(lambda g: g.astype(jnp.float32))),
+    ("jit", weak_count()), ("jit", momentum(share=True)),
+    ("jit", momentum(after=lambda m: m.astype(jnp.bfloat16))),
+    ("vmap", on_leaves(lambda g: g / np.float32(jnp.max(g)))),
+    ("eval_shape", make(
+        needs_loss, lambda params: float(jax.tree.leaves(params)[0].sum()))),
+    *[(check, make(only_dicts)) for check in (
+        "flax_linen", "flax_nnx", "equinox")],
+    ("haiku", on_leaves(jnp.zeros_like)),
+    ("params_none", make(decay_in_place)),
+    ("sharding_automatic", make(
+        lambda grads, state, params=None, **extra_args: (
+            scaled(grads), state), lambda params: jax.tree.map(
+                lambda p: jnp.zeros(p.shape), params))),
+    ("sharding_explicit", make(gathers, optax.tree.zeros_like)),
+    ("sharding_explicit", on_leaves(lambda g: (
+        g.reshape(-1, g.shape[-1]) @ jnp.ones([g.shape[-1]] * 2)).reshape(
+            g.shape))),
+    ("checkpoint", make(
+        lambda grads, state, params=None, **extra_args: (
+            scaled(grads), jnp.ones(3)), lambda params: jnp.ones(2)))]
+
+
+@pytest.mark.parametrize("name, factory", BROKEN, ids=[x[0] for x in BROKEN])
+def test_what_is_broken_fails(name, factory):
+  with pytest.raises(AssertionError):
+    CHECKS[name](factory)
+
+
+def test_every_check_is_seen_to_fail():
+  assert {name for name, _ in BROKEN} == set(CHECKS)
+
+
+def test_run():
+  found = testing.run(weak_count())
+  assert list(found) == list(CHECKS)
+  assert "compiled again" in found["jit"]
+  assert found["inject_hyperparams"].startswith("skipped: the factory takes no")
+  assert found["chain"] is None and found["masked"] is None
+  lines = contract.table({"x": found}).splitlines()
+  assert len(lines) == len(CHECKS) + 2
+  assert "no" in lines[2 + list(CHECKS).index("jit")].split("|")[-2]
+
+
+def test_packages_that_are_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, "equinox", None)
+  with pytest.raises(unittest.SkipTest, match="needs the package equinox"):
+    CHECKS["equinox"](optax.sgd)
+
+
+NEW = '''
+"""Descent along the sign, by a learned step for each rank."""
+import jax
+import jax.numpy as jnp
+from learned_opt import base
+from learned_opt import per_parameter
+
+
+def make(step_mult: float = 0.1) -> base.LearnedOptimizer:
+  def init(key):
+    return {"log_step": jnp.zeros(2)}
+
+  def opt_fn(theta, *, num_steps=None):
+    def step_one(grad, param, momentum, step):
+      momentum = 0.9 * momentum + grad
+      size = step_mult * jnp.exp(theta["log_step"][min(grad.ndim, 2) - 1])
+      return -size * jnp.sign(momentum), momentum
+
+    return per_parameter.transformation(jnp.zeros, step_one)
+
+  return base.LearnedOptimizer(init, opt_fn)
+'''
+
+
+def test_a_new_optimizer_is_one_file(tmp_path, monkeypatch):
+  """As WORKSPACE.md says; it is found by its name, and keeps the contract."""
+  (tmp_path / "sign_descent.py").write_text(NEW)
+  monkeypatch.setattr(optimizers, "__path__",
+                      [*optimizers.__path__, str(tmp_path)])
+  assert "sign_descent" in optimizers.names()
+  factory = contract.factories(tmp_path)["sign_descent"]
+  assert not {k: v for k, v in testing.run(factory).items() if v}
