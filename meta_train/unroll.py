@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base as learned_opt_base
-from learned_opt import width
+from learned_opt import factors
 from tasks import base as tasks_base
 
 LOSSES = ("mean", "late", "last")
@@ -44,7 +44,7 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
   def scaled_opt_fn(theta, *, num_steps=None):
     return optax.chain(
         opt_fn(theta, num_steps=num_steps),
-        width.scale_by_parametrization(parametrization, task.base_shapes))
+        factors.scale_by_parametrization(parametrization, task.base_shapes))
 
   return scaled_opt_fn
 
