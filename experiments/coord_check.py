@@ -2,7 +2,7 @@
 
 python -m experiments.coord_check --optimizer=mulo-s --workdir=runs/check
 python -m experiments.coord_check --optimizer=adam --parametrization=mup \
-    --task=vit --settings=width=64,depth=2 --workdir=runs/check_vit
+    --task=vit --sizes=32,64,128,256,512 --workdir=runs/check_vit
 python -m experiments.coord_check --optimizer=adam --axis=depth \
     --parametrization=depth_mup --settings=width=128,residual=True \
     --sizes=3,5,9,17,33 --workdir=runs/check_depth
@@ -15,6 +15,7 @@ check.csv and check.png to the workdir; the exit status is 0 if it passes and
 the control fails, 1 if it fails, 2 if the control passes.
 """
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -49,31 +50,36 @@ OPTAX = {
 SIZES = {"width": (64, 128, 256, 512, 1024, 2048, 4096),
          "depth": (3, 5, 9, 17, 33, 65)}
 CONTROL = {"width": "standard", "depth": "mup"}  # has no rule for the axis
-MAX_CONTROL_WIDTH = 1024
+MAX_CONTROL = 1024
 MAX_EXAMPLES = 2**13
 RATES = (0.1, 0.01)  # of optimizers of optax under muP, and without
 DEPTH_LIMITS = {kind: (-0.2, 0.2) for kind in checks.LIMITS}
 
 
-def opt_fn_of(name: str, learning_rate: float | None) -> tuple[Callable, str]:
-  """(`(num_steps) -> transformation`, the parametrization it comes with).
+def opt_fn_of(name: str, learning_rate: float | None = None,
+              settings: dict[str, Any] | None = None) -> tuple[Callable, str]:
+  """(`opt_fn` whose theta is None, the parametrization it comes with).
 
   Args:
     name: of an artifact, a learned optimizer as it is initialised, or OPTAX.
     learning_rate: of those of optax; factor for the others.
+    settings: of a learned optimizer, instead of its own.
 
   Raises:
-    ValueError: an unknown name.
+    ValueError: an unknown name, or settings that do not fit.
     FileNotFoundError: no such artifact.
   """
+  settings = settings or {}
   if name in OPTAX:
     return lambda theta, *, num_steps=None: OPTAX[name](
         learning_rate or 0.1), "mup"
   if name in optimizers.names():
-    lopt = optimizers.get(name)
+    lopt = optimizers.get(name, **settings)
     theta, made, rule = lopt.init(jax.random.key(0)), lopt.opt_fn, "mup"
   else:
     artifact = mulo.read(name)
+    artifact = dataclasses.replace(
+        artifact, settings=artifact.settings | settings)
     theta, made = artifact.theta, artifact.lopt.opt_fn
     rule = artifact.parametrization
   scale = optax.scale(learning_rate or 1.0)
@@ -181,7 +187,7 @@ def plot(reports: dict[str, checks.Report], path: pathlib.Path) -> None:
       for j, step in enumerate(layer.fits):
         if step in (2, max(layer.fits)):
           x = layer.change[:, :, j]
-          style = "--" if step == 2 else "-"
+          style = "-" if step == max(layer.fits) else "--"
           axis.plot(report.sizes, x.mean(1), style, color=f"C{i}",
                     label=name if style == "-" else None)
           axis.fill_between(report.sizes, x.min(1), x.max(1), alpha=0.15,
@@ -204,6 +210,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
       "optimizer", None, "Pretrained name, artifact, learned optimizer (as "
       f"initialised), or one of {', '.join(OPTAX)}.")
+  flags.DEFINE_list("optimizer_settings", [], "Settings of a learned "
+                    "optimizer: setting=value.")
   flags.DEFINE_string("parametrization", None,
                       "Of network and updates; default: the optimizer's.")
   flags.DEFINE_string("control", None, "Parametrization that must fail; "
@@ -225,13 +233,15 @@ def define_flags() -> None:
 
 def reports_of(found) -> dict[str, checks.Report]:
   """The check, and the control, as the flags say."""
-  _, own = opt_fn_of(found.optimizer, None)
+  own_settings = transfer.parse(found.optimizer_settings)
+  _, own = opt_fn_of(found.optimizer, None, own_settings)
   rule = found.parametrization or own
   control = found.control or CONTROL[found.axis]
   sizes = tuple(int(x) for x in found.sizes) or SIZES[found.axis]
   steps = tuple(int(x) for x in found.steps)
   section = {"name": found.task, **transfer.parse(found.settings)}
-  few = tuple(x for x in sizes if x <= MAX_CONTROL_WIDTH)
+  # What it has to find is large, so few networks show it.
+  few = tuple(x for x in sizes if x <= MAX_CONTROL)[::2]
   runs = {rule: (sizes, found.learning_rate)}
   if found.with_control and control != rule:
     runs[f"{control} (control)"] = (few if len(few) > 1 else sizes,
@@ -243,39 +253,55 @@ def reports_of(found) -> dict[str, checks.Report]:
       rule = name.removesuffix(" (control)")
       if rate is None and found.optimizer in OPTAX:
         rate = RATES[rule == "standard"]
+      opt_fn, _ = opt_fn_of(found.optimizer, rate, own_settings)
       reports[name] = check(
-          opt_fn_of(found.optimizer, rate)[0], rule, section, found.axis,
-          values, found.seeds, steps, found.data_dir, lambda _: bar.update())
+          opt_fn, rule, section, found.axis, values, found.seeds, steps,
+          found.data_dir, lambda _: bar.update())
   return reports
 
 
-def main(argv):
-  """Checks, and writes and prints the table."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
-  found, folder = flags.FLAGS, pathlib.Path(flags.FLAGS.workdir)
-  try:
-    reports = reports_of(found)
-    folder.mkdir(parents=True, exist_ok=True)
-  except (ValueError, OSError) as e:
-    sys.exit(f"{type(e).__name__}: {e}")
-  first, *control = reports.values()
+def run(found) -> int:
+  """Checks, writes and prints the table, and returns the exit status.
+
+  Args:
+    found: has the flags as attributes.
+
+  Raises:
+    ValueError: flags that do not fit.
+    OSError: no such artifact or data set, or a workdir that cannot be written.
+  """
+  reports = reports_of(found)
+  folder = pathlib.Path(found.workdir)
+  folder.mkdir(parents=True, exist_ok=True)
   text = "\n\n".join(
       f"{found.optimizer} under {name}: {'PASS' if x.passed else 'FAIL'}\n\n"
       f"{x.table()}" for name, x in reports.items())
-  (folder / "command.txt").write_text(
-      f"python -m experiments.coord_check {shlex.join(sys.argv[1:])}\n")
   (folder / "table.md").write_text(text + "\n")
   pd.concat([rows(x, name) for name, x in reports.items()]).to_csv(
       folder / "check.csv", index=False)
   plot(reports, folder / "check.png")
   print(f"{text}\n\nPlot: {folder / 'check.png'}")
+  first, *control = reports.values()
   if any(x.passed for x in control):
     print("The control passes, so the check is broken or too weak here: take a "
           "larger learning rate, or more sizes.")
-    sys.exit(2)
-  sys.exit(0 if first.passed else 1)
+    return 2
+  return 0 if first.passed else 1
+
+
+def main(argv):
+  """Runs the check; the exit status is its verdict."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+  logging.set_verbosity(logging.WARNING)
+  found = flags.FLAGS
+  try:
+    status = run(found)
+    (pathlib.Path(found.workdir) / "command.txt").write_text(
+        f"python -m experiments.coord_check {shlex.join(sys.argv[1:])}\n")
+  except (ValueError, OSError) as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+  sys.exit(status)
 
 
 if __name__ == "__main__":
