@@ -257,9 +257,8 @@ def _one(path, shape, base, delta, said, stack, pair, is_bias, layout) -> Facts:
   if growing_inputs:  # those outside of what grows, on the side away from it
     places = [i for i in inputs if (i < growing_inputs[0] if layout == "in_out"
                                     else i > growing_inputs[-1])]
-  rest = [i for i in inputs if i not in places]
   table = said.role in ("embedding", "tied")  # of fan-in 1
-  rest = [] if table else rest
+  rest = [] if table else [i for i in inputs if i not in places]
   groups = [outputs]
   if inputs or table:
     groups = [*([places] if places else []), rest, outputs]

@@ -84,8 +84,8 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
       for a readout that starts at zero and an optimizer that is invariant to
       the scale of gradients and parameters is the same.
     inference: further arguments of `mulo.scaling.infer`: `overrides` for what
-      shapes do not tell, `layout="out_in"` for equinox, `deeper_shapes` for
-      layers stacked on a leading axis.
+      shapes do not tell (embeddings need none), `layout="out_in"` for
+      equinox, `deeper_shapes` for layers stacked on a leading axis.
     **settings: of the optimizer, instead of those it was meta-trained with:
       `accumulator_dtype="bfloat16"` halves the state, `lowering` says how
       the update is computed (`learned_opt.mlp`).

@@ -9,6 +9,8 @@ import optax
 import public_models
 import pytest
 
+from learned_opt import factors
+from learned_opt import optimizers
 from learned_opt import parametrizations
 from mulo import scaling
 
@@ -325,3 +327,19 @@ def test_exponents():
     slopes = np.polyfit(
         np.log2(widths), np.log2([x[name] for x in found]), 1)[0]
     assert np.all(np.abs(slopes) <= limit), (name, slopes)
+
+
+def test_learned_optimizer_without_a_factor_in_the_forward_pass():
+  """The factor of the readout, in the network or in the update."""
+  rule = parametrizations.get("mup")
+  lopt = optimizers.get("mulo", hidden=3)
+  params = dict(params_of(jax.random.key(0), WIDE), output=jnp.zeros((WIDE, 3)))
+  base = params_of(jax.random.key(0), BASE)
+  found = []
+  for forward in (True, False):
+    tx = optax.chain(
+        lopt.opt_fn(lopt.init(jax.random.key(0))),
+        factors.scale_by_parametrization(rule, base, forward=forward))
+    found.append(losses(tx, params, 1 / WIDE if forward else 1.0, steps=8))
+  assert found[0][-1] < found[0][0]
+  np.testing.assert_allclose(*found, rtol=1e-4)
