@@ -37,8 +37,15 @@ class Parametrization(NamedTuple):
     output_mult: `(shape, base_shape) -> float`, factor on what the forward
       pass computes with this parameter.
     attention_mult: `(head_size) -> float`, factor on query times key.
-    update_mult: `(shape, base_shape) -> float`, factor on the update.
+    update_mult: `(shape, base_shape) -> float`, factor on the update, for
+      updates whose entries do not depend on the gradient's size.
     needs_base_shapes: whether `update_mult` depends on the base shape.
+    gradient_scale: `(shape, base_shape) -> float`, what gradients grow with,
+      but for a constant; optimizers that are not invariant to it need it.
+    branch_mult: `(depth) -> float`, factor on the residual branches of a
+      network of so many blocks.
+    block_update_mult: `(depth) -> float`, further factor on updates of
+      parameters in these blocks.
   """
 
   init_std: Callable[[tuple, tuple], float]
@@ -46,6 +53,9 @@ class Parametrization(NamedTuple):
   attention_mult: Callable[[int], float]
   update_mult: Callable[[tuple, tuple], float]
   needs_base_shapes: bool
+  gradient_scale: Callable[[tuple, tuple], float] = lambda shape, base: 1.0
+  branch_mult: Callable[[int], float] = lambda depth: 1.0
+  block_update_mult: Callable[[int], float] = lambda depth: 1.0
 
 
 def names(package: str) -> list[str]:

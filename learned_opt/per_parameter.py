@@ -149,7 +149,8 @@ def update_groups(step_one: Callable, grads: Any, params: Any,
         step_one, take(leaves), take(params), groups[name],
         jax.tree.map(lambda x: x[rows], context), step)
     for i, change in zip(members, changes):
-      updates[i] = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
+      change = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
+      updates[i] = placement.like(change, leaves[i])
   return jax.tree.unflatten(treedef, updates), states
 
 

@@ -1,19 +1,14 @@
-"""Which axes of a parameter grow with width, and the optax link that uses it.
+"""Which axes of a parameter grow with width, and what it therefore is.
 
 Nothing is stored on arrays and no parameter name is looked at: the facts
-follow from two shape trees, that of the network at hand and that of the same
-network at another width (`base_shapes`).
+follow from two shapes, that in the network at hand and that in the same network
+at another width.
 
 Reference:
   Yang et al., Tensor Programs V, 2022, https://arxiv.org/abs/2203.03466.
 """
 
 import math
-
-import jax
-import optax
-
-from learned_opt import base
 
 
 def growing_axes(shape: tuple, base_shape: tuple) -> tuple[int, ...]:
@@ -64,10 +59,20 @@ def fan_in(shape: tuple, base_shape: tuple) -> int:
   """
   if len(shape) <= 1:
     return 1
-  last = len(shape) - 1
+  return math.prod(shape[:_output_axis(shape, base_shape)])
+
+
+def fan_out(shape: tuple, base_shape: tuple) -> int:
+  """Number of outputs: the product of the axes from the output axis on."""
+  if len(shape) <= 1:
+    return math.prod(shape)
+  return math.prod(shape[_output_axis(shape, base_shape):])
+
+
+def _output_axis(shape, base_shape) -> int:
   if role(shape, base_shape) == "hidden":
-    last = growing_axes(shape, base_shape)[-1]
-  return math.prod(shape[:last])
+    return growing_axes(shape, base_shape)[-1]
+  return len(shape) - 1
 
 
 def dense_fan_in(shape: tuple, base_shape: tuple) -> int:
@@ -79,72 +84,3 @@ def dense_fan_in(shape: tuple, base_shape: tuple) -> int:
   """
   first, last = growing_axes(shape, base_shape)
   return math.prod(shape[first:last])
-
-
-def _by_path(tree) -> dict[str, tuple]:
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {jax.tree_util.keystr(path): tuple(x.shape) for path, x in leaves}
-
-
-def update_multipliers(parametrization: base.Parametrization, params,
-                       base_shapes) -> dict[str, float]:
-  """Update multiplier of each parameter, by its path in the tree.
-
-  Args:
-    parametrization: see `learned_opt.parametrizations`.
-    params: tree of arrays or `jax.ShapeDtypeStruct`; may lack leaves that
-      base_shapes has (as inside `optax.masked`).
-    base_shapes: such a tree of the same network at another width.
-
-  Raises:
-    ValueError: a parameter has no base shape or one of another rank, or no
-      axis of any parameter differs, so that no role can be known.
-  """
-  shapes, bases = _by_path(params), _by_path(base_shapes)
-  missing = sorted(set(shapes) - set(bases))
-  if missing:
-    raise ValueError(
-        f"base_shapes has no entry for {missing[0]} (and {len(missing) - 1} "
-        f"more); it has {', '.join(sorted(bases)) or 'no entries'}. It must be "
-        "the tree of the same network at another width.")
-  matrices = [path for path, shape in shapes.items() if len(shape) > 1]
-  if parametrization.needs_base_shapes and matrices and all(
-      shapes[path] == bases[path] for path in matrices):
-    raise ValueError(
-        "base_shapes are the shapes of the network itself, so no axis can be "
-        "seen to grow. Make them from the same network at another width.")
-  result = {}
-  for path, shape in shapes.items():
-    try:
-      result[path] = parametrization.update_mult(shape, bases[path])
-    except ValueError as e:
-      raise ValueError(f"Parameter {path}: {e}") from e
-  return result
-
-
-def scale_by_parametrization(
-    parametrization: base.Parametrization,
-    base_shapes) -> optax.GradientTransformationExtraArgs:
-  """Multiplies each update by its update multiplier; the last link of a chain.
-
-  Args:
-    parametrization: see `learned_opt.parametrizations`.
-    base_shapes: tree of arrays or `jax.ShapeDtypeStruct`, the parameters of
-      the same network at another width.
-
-  Returns:
-    A stateless transformation. `init` raises ValueError where base_shapes do
-    not fit the parameters (see `update_multipliers`).
-  """
-
-  def init(params):
-    update_multipliers(parametrization, params, base_shapes)
-    return optax.EmptyState()
-
-  def update(updates, state, params=None, **extra_args):
-    del params, extra_args
-    mults = update_multipliers(parametrization, updates, base_shapes)
-    scale = lambda path, u: u * mults[jax.tree_util.keystr(path)]
-    return jax.tree_util.tree_map_with_path(scale, updates), state
-
-  return optax.GradientTransformationExtraArgs(init, update)

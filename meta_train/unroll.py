@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base as learned_opt_base
-from learned_opt import width
+from learned_opt import factors
+from learned_opt import facts
 from tasks import base as tasks_base
 
 LOSSES = ("mean", "late", "last")
@@ -41,10 +42,14 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
   if task.base_shapes is None:
     return opt_fn
 
+  overrides = {path: facts.Override(depth=depth)
+               for path, depth in (task.blocks or {}).items()}
+
   def scaled_opt_fn(theta, *, num_steps=None):
     return optax.chain(
         opt_fn(theta, num_steps=num_steps),
-        width.scale_by_parametrization(parametrization, task.base_shapes))
+        factors.scale_by_parametrization(
+            parametrization, task.base_shapes, overrides=overrides))
 
   return scaled_opt_fn
 

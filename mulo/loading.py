@@ -10,8 +10,8 @@ import jax
 import optax
 
 from learned_opt import artifact as artifact_lib
+from learned_opt import factors
 from learned_opt import parametrizations
-from learned_opt import width
 from mulo import guard
 from mulo import hub
 
@@ -67,6 +67,7 @@ def read(name_or_path: str | os.PathLike) -> artifact_lib.Artifact:
 def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
          learning_rate: float | optax.Schedule = 1.0,
          weight_decay: float = 0.0, num_steps: int | None = None,
+         forward: bool = True, inference: dict[str, Any] | None = None,
          **settings: Any) -> optax.GradientTransformationExtraArgs:
   """A trained optimizer as an optax transformation.
 
@@ -78,14 +79,21 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
     name_or_path: see `read`.
     base_shapes: shapes of the parameters of the same network at any other
       width, as `jax.eval_shape(init, key)` returns them. From the axes that
-      differ follows what muP needs to know (`learned_opt.width.role`; layers
-      stacked on a leading axis are not understood). Required unless the
-      optimizer was meta-trained under the standard parametrization.
+      differ follows what muP needs to know (`mulo.scaling.describe` prints
+      it). Required unless the optimizer was meta-trained under the standard
+      parametrization.
     learning_rate: factor, or an optax schedule of it; 1 is what the optimizer
       was meta-trained with.
     weight_decay: see the formula. Not multiplied by the update multiplier.
     num_steps: number of steps planned, for optimizers that use it, and to warn
       where that is more than the optimizer was meta-trained for.
+    forward: whether the network multiplies what its readout computes by 1 /
+      inputs, as muP says. Else updates of the readout are multiplied, which
+      for a readout that starts at zero and an optimizer that is invariant to
+      the scale of gradients and parameters is the same.
+    inference: further arguments of `mulo.scaling.infer`: `overrides` for what
+      shapes do not tell (embeddings need none), `layout="out_in"` for
+      equinox, `deeper_shapes` for layers stacked on a leading axis.
     **settings: of the optimizer, instead of those it was meta-trained with:
       `accumulator_dtype="bfloat16"` halves the state, `lowering` says how
       the update is computed (`learned_opt.mlp`).
@@ -116,7 +124,8 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
           "load needs base_shapes, the parameter shapes of the same network "
           "at another width. For a flax module Net(width), for example: "
           "base_shapes=jax.eval_shape(Net(width=8).init, key, example_input).")
-    links.append(width.scale_by_parametrization(parametrization, base_shapes))
+    links.append(factors.scale_by_parametrization(
+        parametrization, base_shapes, forward=forward, **(inference or {})))
   if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
     matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
     links.append(optax.add_decayed_weights(-weight_decay, matrices))

@@ -28,6 +28,10 @@ class Task(NamedTuple):
     optimum: `() -> params` of least train loss, or None where nobody knows it.
     scales: `(key, params) -> factors`, redrawn for every episode: an optimizer
       sees `params / factors`, see `tasks.augment`. None for no factors.
+    activations: `(params, batch) -> {layer: what it computes}`, for
+      diagnostics, or None.
+    blocks: {path of params, with * for any part: number of residual blocks},
+      of params in blocks; None for a network without.
   """
 
   init: Callable[[jax.Array], Any]
@@ -39,3 +43,5 @@ class Task(NamedTuple):
   chance_loss: float | None = None
   optimum: Callable[[], Any] | None = None
   scales: Callable[[jax.Array, Any], Any] | None = None
+  activations: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+  blocks: dict[str, int] | None = None

@@ -144,7 +144,9 @@ def classify(network: networks.Network, images: Images, batch_size: int = 64,
   chance = math.log(images.num_classes)
   return base.Task(
       network.init, loss, _sampler(images, batch_size), images.splits,
-      network.base_shapes, normalizers.bounded(chance), chance)
+      network.base_shapes, normalizers.bounded(chance), chance,
+      activations=networks.of_batches(network, lambda batch: batch["image"]),
+      blocks=network.blocks)
 
 
 def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
@@ -168,7 +170,10 @@ def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
       for part in np.array_split(train, max(1, len(train) // 1000))]))
   return base.Task(
       network.init, loss, _sampler(images, batch_size), images.splits,
-      network.base_shapes, normalizers.bounded(chance, 1 / chance), chance)
+      network.base_shapes, normalizers.bounded(chance, 1 / chance), chance,
+      activations=networks.of_batches(
+          network, lambda batch: batch["image"] - mean[None]),
+      blocks=network.blocks)
 
 
 classification = family.decorator(load, classify)

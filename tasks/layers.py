@@ -135,6 +135,9 @@ class Block(nn.Module):
     query, key, value = heads(), heads(), heads()
     if self.rotary:
       query, key = rotate(query), rotate(key)
+    if self.is_mutable_collection("intermediates"):  # somebody looks
+      self.sow("intermediates", "attention", self.logit_scale * jnp.einsum(
+          "nqhd,nkhd->nhqk", query, key))
     h = jax.nn.dot_product_attention(
         query, key, value, scale=self.logit_scale, is_causal=self.causal)
     x = x + self.branch * dense(width)(h.reshape(x.shape))

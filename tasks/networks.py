@@ -19,16 +19,20 @@ class Network(NamedTuple):
     init: `(key) -> params`, float32.
     apply: `(params, inputs) -> outputs`.
     base_shapes: shapes of the params at another width, or None.
+    activations: `(params, inputs) -> {layer: what it computes}`, or None.
+    blocks: see `tasks.base.Task`.
   """
 
   init: Callable[[jax.Array], Any]
   apply: Callable[[Any, jax.Array], jax.Array]
   base_shapes: Any
+  activations: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
+  blocks: dict[str, int] | None = None
 
 
 def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
-              inputs: jax.ShapeDtypeStruct, init_scale: float = 1.0
-              ) -> Network:
+              inputs: jax.ShapeDtypeStruct, init_scale: float = 1.0,
+              blocks: dict[str, int] | None = None) -> Network:
   """A flax module under a parametrization.
 
   Parameters of at least two axes are drawn from a normal distribution, others
@@ -40,6 +44,7 @@ def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
     width: of the network; the base shapes are those at twice the width.
     inputs: an example of the inputs.
     init_scale: factor on the standard deviations of the parametrization.
+    blocks: see `tasks.base.Task`.
   """
   module = build(width)
 
@@ -71,12 +76,32 @@ def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
 
     return jax.tree.map(add, params, stds, sizes, is_leaf=_is_none)
 
-  def apply(params, x):
+  def variables(params):
     scale = lambda p, mult: p if mult in (None, 1.0) else p * mult
-    return module.apply(
-        {"params": jax.tree.map(scale, params, mults, is_leaf=_is_none)}, x)
+    return {"params": jax.tree.map(scale, params, mults, is_leaf=_is_none)}
 
-  return Network(init, apply, bases)
+  def activations(params, x):
+    _, found = module.apply(
+        variables(params), x, capture_intermediates=True,
+        mutable=["intermediates"])
+    leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
+    return {_layer(path): x for path, x in leaves}
+
+  return Network(init, lambda params, x: module.apply(variables(params), x),
+                 bases, activations, blocks)
+
+
+def _layer(path: tuple) -> str:
+  """The module, or the name under which it sowed; "output" for the network."""
+  keys = [key.key for key in path[:-1]]  # the last counts calls
+  return "/".join(key for key in keys if key != "__call__") or "output"
+
+
+def of_batches(network: Network, inputs: Callable[[Any], jax.Array]):
+  """`Task.activations` of a network whose inputs follow from batches."""
+  found = network.activations
+  return None if found is None else lambda params, batch: found(
+      params, inputs(batch))
 
 
 def _is_none(x) -> bool:

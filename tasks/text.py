@@ -89,7 +89,10 @@ def _language_model(network: networks.Network, text: Text,
   chance = math.log(text.vocab_size)
   return base.Task(
       network.init, loss, sample_batch, text.splits, network.base_shapes,
-      normalizers.bounded(chance), chance)
+      normalizers.bounded(chance), chance,
+      activations=networks.of_batches(
+          network, lambda batch: batch["token"][:, :-1].astype(jnp.int32)),
+      blocks=network.blocks)
 
 
 language_model = family.decorator(load, _language_model)

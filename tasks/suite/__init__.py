@@ -17,7 +17,8 @@ def get(name: str, parametrization, /, data_dir: str | None = None,
   Args:
     name: one of `names()`.
     parametrization: object with `init_std` and `output_mult`, functions of
-      (shape, base shape), and `attention_mult`, one of the size of a head.
+      (shape, base shape), `attention_mult`, one of the size of a head, and
+      `branch_mult`, one of the number of residual blocks.
     data_dir: see `tasks.data.image_data`; families without data do not
       get it.
     **settings: passed to the `make` of the family.

@@ -51,7 +51,8 @@ def make(parametrization, images: images_lib.Images, width: int = 16,
     depth: residual blocks per stage, of two convolutions each.
     stages: number of stages.
     depth_exponent: residual branches are multiplied by the number of blocks
-      to the power of minus this: 0, 1/2 (Depth-muP) or 1 (CompleteP).
+      to the power of minus this, beside what the parametrization says about
+      depth.
     activation: see `tasks.layers.activation`.
     norm: see `tasks.layers.norm`.
     init_scale: factor on the standard deviations at initialisation.
@@ -63,8 +64,11 @@ def make(parametrization, images: images_lib.Images, width: int = 16,
     He et al., 2016, https://arxiv.org/abs/1603.05027.
   """
   layers.check(width=width, depth=depth, stages=stages)
-  branch = (depth * stages)**-depth_exponent
+  blocks = depth * stages
+  branch = blocks**-depth_exponent * parametrization.branch_mult(blocks)
   build = lambda width: ResNet(width, depth, stages, branch, activation, norm,
                                images.num_classes)
   return networks.from_flax(
-      parametrization, build, width, images.batch, init_scale)
+      parametrization, build, width, images.batch, init_scale,
+      {**{f"*Norm_{i}/*": blocks for i in range(2 * blocks)},
+       **{f"Conv_{i + 1}/*": blocks for i in range(2 * blocks)}})

@@ -48,7 +48,7 @@ def make(parametrization, text: text_lib.Text, width: int = 32, depth: int = 1,
     positions: "learned" or "rotary".
     tied: the readout is the transposed embedding, with the factor of a readout.
     depth_exponent: residual branches are multiplied by depth to the power of
-      minus this: 0, 1/2 (Depth-muP) or 1 (CompleteP).
+      minus this, beside what the parametrization says about depth.
     activation: see `tasks.layers.activation`.
     norm: see `tasks.layers.norm`.
     init_scale: factor on the standard deviations at initialisation.
@@ -66,9 +66,10 @@ def make(parametrization, text: text_lib.Text, width: int = 32, depth: int = 1,
   tied_mult = parametrization.output_mult(
       (width, vocab), (2 * width, vocab)) if tied else None
   block = {
-      "head_size": head_size, "branch": depth**-depth_exponent, "norm": norm,
+      "head_size": head_size, "norm": norm,
+      "branch": depth**-depth_exponent * parametrization.branch_mult(depth),
       "logit_scale": parametrization.attention_mult(head_size),
       "rotary": positions == "rotary", "activation": activation}
   build = lambda width: Transformer(width, depth, vocab, block, tied_mult)
   return networks.from_flax(
-      parametrization, build, width, text.batch, init_scale)
+      parametrization, build, width, text.batch, init_scale, {"Block_*": depth})

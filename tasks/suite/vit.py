@@ -46,7 +46,7 @@ def make(parametrization, images: images_lib.Images, width: int = 32,
     patch: pixels along each side of a patch.
     head_size: of the attention; the number of heads grows with width.
     depth_exponent: residual branches are multiplied by depth to the power of
-      minus this: 0, 1/2 (Depth-muP) or 1 (CompleteP).
+      minus this, beside what the parametrization says about depth.
     activation: see `tasks.layers.activation`.
     norm: see `tasks.layers.norm`.
     init_scale: factor on the standard deviations at initialisation.
@@ -63,9 +63,11 @@ def make(parametrization, images: images_lib.Images, width: int = 32,
     raise ValueError(f"patch ({patch}) must divide height and width of the "
                      f"images, {images.shape[0]} and {images.shape[1]}.")
   block = {
-      "head_size": head_size, "branch": depth**-depth_exponent, "norm": norm,
+      "head_size": head_size, "norm": norm,
+      "branch": depth**-depth_exponent * parametrization.branch_mult(depth),
       "logit_scale": parametrization.attention_mult(head_size),
       "activation": activation}
   build = lambda width: ViT(width, depth, patch, block, images.num_classes)
   return networks.from_flax(
-      parametrization, build, width, images.batch, init_scale)
+      parametrization, build, width, images.batch, init_scale,
+      {"Block_*": depth})

@@ -1,0 +1,134 @@
+"""Factors on updates, gradients and weight decay, and optax links for them."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import optax
+
+from learned_opt import base
+from learned_opt import facts as facts_lib
+
+
+class Factors(NamedTuple):
+  """What a parametrization says of one parameter, relative to the base width.
+
+  Attributes:
+    std: on the standard deviation at initialisation.
+    output: on what the forward pass computes with the parameter.
+    update: on updates whose entries do not depend on the gradient's size.
+    gradient: what gradients grow with; epsilons beside them must, too.
+    decay: on weight decay that is multiplied by the learning rate and `update`.
+  """
+
+  std: float
+  output: float
+  update: float
+  gradient: float
+  decay: float
+
+
+def relative(parametrization: base.Parametrization, fact: facts_lib.Facts, *,
+             forward: bool = False, kappa: float = 0.0) -> Factors:
+  """Factors of one parameter; all are 1 at the base shapes.
+
+  A factor in the forward pass can as well be one on the initial weights and on
+  their updates: the network computes and learns the same (for gradients the
+  factor is inverse).
+
+  Args:
+    parametrization: see `learned_opt.parametrizations`.
+    fact: see `learned_opt.facts`.
+    forward: whether the forward pass has the factor `output`; else that is 1,
+      and `std`, `update` and `gradient` make up for it.
+    kappa: of a matrix with a growing number of inputs, one step of decay takes
+      a part that falls as width**-kappa.
+
+  Reference:
+    Yang et al., 2022, https://arxiv.org/abs/2203.03466, appendix J.2.1.
+  """
+  by_depth = lambda rule: rule(fact.depth) / rule(fact.base_depth)
+  std, output = (fact.ratio(rule) for rule in (
+      parametrization.init_std, parametrization.output_mult))
+  update = fact.ratio(parametrization.update_mult) * by_depth(
+      parametrization.block_update_mult)
+  gradient = fact.ratio(parametrization.gradient_scale) * by_depth(
+      parametrization.branch_mult)
+  if not forward:
+    std, update, gradient = std * output, update * output, gradient / output
+    output = 1.0
+  decay = 0.0 if fact.role == "vector" else 1 / update
+  if fact.role in ("hidden", "output"):
+    decay *= ratio_in(fact)**-kappa
+  return Factors(std, output, update, gradient, decay)
+
+
+def ratio_in(fact: facts_lib.Facts) -> float:
+  """Inputs over those at the base width."""
+  return fact.fan_in / fact._replace(shape=fact.base_shape).fan_in
+
+
+def ratio_out(fact: facts_lib.Facts) -> float:
+  """Outputs over those at the base width."""
+  return fact.fan_out / fact._replace(shape=fact.base_shape).fan_out
+
+
+def by_facts(of: Callable[[facts_lib.Facts], Any], tree: Any, base_shapes: Any,
+             **inference) -> Any:
+  """A function of the facts of each parameter, as a tree like `tree`."""
+  found = facts_lib.infer(tree, base_shapes, **inference)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: of(found[facts_lib.path_of(path)]), tree)
+
+
+def scale_by_facts(of: Callable[[facts_lib.Facts], float], base_shapes: Any,
+                   **inference) -> optax.GradientTransformationExtraArgs:
+  """Multiplies each update by a function of what its parameter is.
+
+  Args:
+    of: see `by_facts`.
+    base_shapes: see `learned_opt.facts.infer`.
+    **inference: further arguments of that.
+
+  Returns:
+    A stateless transformation. `init` raises ValueError where base_shapes do
+    not fit the parameters.
+  """
+
+  def init(params):
+    by_facts(of, params, base_shapes, **inference)
+    return optax.EmptyState()
+
+  def update(updates, state, params=None, **extra_args):
+    del params, extra_args
+    factors = by_facts(of, updates, base_shapes, **inference)
+    return jax.tree.map(lambda u, factor: u * factor, updates, factors), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_parametrization(
+    parametrization: base.Parametrization, base_shapes: Any, *,
+    forward: bool = True, **inference
+    ) -> optax.GradientTransformationExtraArgs:
+  """Multiplies each update by its update multiplier; the last link of a chain.
+
+  Multipliers are absolute, see `base.Parametrization`.
+
+  Args:
+    parametrization: see `learned_opt.parametrizations`.
+    base_shapes: tree of arrays or `jax.ShapeDtypeStruct`, the parameters of
+      the same network at another width.
+    forward: whether the forward pass has the output multipliers; else updates
+      are multiplied by these, too.
+    **inference: further arguments of `learned_opt.facts.infer`.
+  """
+  if not parametrization.needs_base_shapes:
+    return optax.with_extra_args_support(optax.identity())
+
+  def of(fact):
+    update = fact.at(parametrization.update_mult) * (
+        parametrization.block_update_mult(fact.depth))
+    return update if forward else update * fact.at(parametrization.output_mult)
+
+  return scale_by_facts(
+      of, base_shapes, **{"readout": False, **inference})

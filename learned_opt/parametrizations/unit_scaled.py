@@ -1,0 +1,55 @@
+"""Unit-scaled muP: weights start at 1, the forward pass scales.
+
+| role   | init std     | output mult    | update mult     |
+| input  | 1            | 1/sqrt(fan_in) | 1/sqrt(fan_in)  |
+| fixed  | 1            | 1/sqrt(fan_in) | 1/sqrt(fan_in)  |
+| table  | 1            | 1              | 1/sqrt(fan_out) |
+| hidden | 1            | 1/sqrt(fan_in) | 1/sqrt(fan_in)  |
+| output | 1            | 1/fan_in       | 1               |
+| vector | for the task | 1              | 1               |
+
+Gradients are as output mult / fan_out, those of the readout as output mult.
+Attention logits are multiplied by 1 / head size. A table is an input of fan-in
+1, (1, n): that is what an embedding counts as where it is declared one. All is
+absolute, fan_in with the places of a convolution. For Adam this is muP in other
+units but for the rate of tables, which falls with width.
+
+Residual branches are left alone: the published rule for them depends on how far
+a block is from the input, which a factor for all blocks cannot say.
+
+Reference:
+  Blake et al., u-muP, 2024, https://arxiv.org/abs/2407.17465.
+"""
+
+from learned_opt import base
+from learned_opt import width
+
+
+def make() -> base.Parametrization:
+  """See the table above."""
+
+  def output_mult(shape, base_shape):
+    role = width.role(shape, base_shape)
+    if role == "vector":
+      return 1.0
+    fan_in = width.fan_in(shape, base_shape)
+    return 1.0 / fan_in if role == "output" else fan_in**-0.5
+
+  def update_mult(shape, base_shape):
+    role = width.role(shape, base_shape)
+    if role in ("vector", "output"):
+      return 1.0
+    if role == "input" and width.fan_in(shape, base_shape) == 1:
+      return width.fan_out(shape, base_shape)**-0.5
+    return width.fan_in(shape, base_shape)**-0.5
+
+  def gradient_scale(shape, base_shape):
+    mult = output_mult(shape, base_shape)
+    if width.role(shape, base_shape) == "output":
+      return mult
+    return mult / width.fan_out(shape, base_shape)
+
+  return base.Parametrization(
+      lambda shape, base_shape: 1.0, output_mult,
+      lambda head_size: 1 / head_size, update_mult, needs_base_shapes=True,
+      gradient_scale=gradient_scale)

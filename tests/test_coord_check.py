@@ -1,0 +1,192 @@
+"""The coordinate check, on a network of one's own and as a command."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+
+from experiments import coord_check
+from learned_opt import parametrizations
+from meta_train import unroll
+import mulo
+from mulo import checks
+from mulo import scaling
+from tasks import suite
+
+WIDTHS = (16, 64, 256)
+
+
+def init(key, width):
+  keys = jax.random.split(key, 2)
+  return {"first": jax.random.normal(keys[0], (8, width)) / 8**0.5,
+          "second": jax.random.normal(keys[1], (width, width)) / width**0.5,
+          "readout": jnp.zeros((width, 2))}
+
+
+def apply_and_loss(params, key, width):
+  x = jax.random.normal(key, (64, 8))
+  first = x @ params["first"]
+  second = jax.nn.relu(first) @ params["second"]
+  logits = jax.nn.relu(second) @ params["readout"]
+  loss = jnp.mean((logits - jnp.tanh(x[:, :2]))**2)
+  return loss, {"first": first, "second": second, "logits": logits}
+
+
+def test_it_tells_right_from_wrong():
+  base = init(jax.random.key(0), 16)
+  delta = init(jax.random.key(0), 32)
+  # One optimizer for all widths, as factors follow from shapes.
+  right = mulo.coord_check(
+      init, apply_and_loss, scaling.mu_adamw(
+          0.02, base, delta_shapes=delta, eps=1e-12), WIDTHS,
+      steps=(1, 2, 5), kinds={"first": "input"}, limits={"input": (-0.1, 0.1)})
+  assert right.passed, right.table()
+  assert right.layers["second"].kind == "hidden"
+  assert right.layers["logits"].kind == "output"
+  assert right.layers["second"].change.shape == (3, 3, 3)
+  assert right.layers["second"].size.shape == (3, 3, 4)
+  assert right.loss.shape == (3, 3, 5)
+  assert np.mean(right.loss[..., -1]) < 0.9 * np.mean(right.loss[..., 0])
+  # A readout of zeros moves nothing in the first step, which is not judged.
+  assert np.isnan(right.layers["second"].fits[1].slope)
+  wrong = mulo.coord_check(
+      init, apply_and_loss, lambda width: optax.adam(0.02), WIDTHS,
+      seeds=2, steps=(2,))
+  assert not wrong.passed
+  assert wrong.layers["second"].fits[2].slope > 0.4
+  assert wrong.layers["logits"].fits[2].slope > 0.6
+  assert wrong.table().count("FAIL") == 2 and "| PASS |" in wrong.table()
+
+
+def test_fit():
+  sizes = np.array([64, 128, 256, 512])
+  line = 3.0 * np.stack([sizes**0.5, sizes**0.5], 1)
+  found = checks.fit(sizes, line)
+  np.testing.assert_allclose(found, (0.5, 0, 0), atol=1e-6)
+  bent = line * np.array([1, 1, 1, 2])[:, None]
+  assert checks.fit(sizes, bent).residual > 0.25
+  assert checks.fit(sizes, line * [[0.9, 1.1]]).error > 0
+  for bad in (0, np.nan):
+    assert np.isnan(checks.fit(sizes, line * bad).slope)
+
+
+@pytest.mark.parametrize("slope, residual, step, words", [
+    (0.05, 0.1, 2, ""), (0.3, 0.1, 2, "slope +0.30"), (0.3, 0.1, 1, ""),
+    (0.05, 0.3, 2, "off the line"), (np.nan, np.nan, 2, "does not move")])
+def test_verdicts(slope, residual, step, words):
+  layer = checks.Layer("hidden", (-0.1, 0.1), np.ones((2, 1, 1)),
+                       np.ones((2, 1, 2)),
+                       {step: checks.Fit(slope, 0.01, residual)})
+  assert words in " ".join(layer.reasons) and bool(layer.reasons) == bool(words)
+  report = checks.Report("width", (1, 2), {"h": layer}, np.ones((2, 1, 1)))
+  assert report.passed == (not words)
+  assert ("FAIL" in report.table()) == bool(words)
+
+
+def test_widths_must_increase():
+  with pytest.raises(ValueError, match="increasing"):
+    mulo.coord_check(init, apply_and_loss, optax.sgd(0.1), (32, 16))
+
+
+@pytest.mark.parametrize("name, settings, expected", [
+    ("mlp", {"width": 8, "depth": 2}, {
+        "layer_0": "input", "layer_1": "hidden", "output": "output"}),
+    ("vit", {"width": 8, "depth": 1}, {
+        "Dense_0": "input", "Block_0/Dense_3": "hidden", "Block_0": "hidden",
+        "Block_0/attention": "attention", "Dense_1": "output",
+        "output": "output"}),
+    ("conv", {"width": 8}, {
+        "Conv_0": "input", "Conv_1": "hidden", "Dense_0": "output"}),
+    ("transformer_lm", {"width": 8, "length": 4}, {
+        "Block_0/LayerNorm_1": "hidden", "Dense_0": "output"})])
+def test_layers_of_tasks(name, settings, expected):
+  task = suite.get(name, parametrizations.get("mup"), **settings)
+
+  def layers(key):
+    batch = task.sample_batch(key, jax.tree.map(
+        jnp.asarray, task.data["train"]))
+    return task.activations(task.init(key), batch)
+
+  found = jax.eval_shape(layers, jax.random.key(0))
+  kinds = coord_check.kinds_of(task, list(found))
+  assert expected.items() <= kinds.items(), kinds
+  ends = coord_check.ends(dict.fromkeys(
+      ("layer_0", "layer_2", "layer_10", "output", "Block_3/Dense_0"), 0))
+  assert sorted(ends) == ["first layer", "last layer", "output"]
+
+
+def test_depth_in_tasks():
+  """The branch is multiplied, and updates of what is in it."""
+  networks = {}
+  for name in ("mup", "depth_mup", "completep"):
+    rule = parametrizations.get(name)
+    task = suite.get("mlp", rule, width=4, depth=5, residual=True)
+    params = task.init(jax.random.key(0))
+    tx = unroll.scaled(
+        lambda theta, **_: optax.identity(), rule, task)(None)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
+    batch = {"image": jnp.ones((1, 8, 8, 1))}
+    networks[name] = updates, task.activations(params, batch)
+  plain, moved = networks["mup"]
+  for name, branch, factor in (("depth_mup", 0.5, 0.5), ("completep", 0.25, 1)):
+    updates, layers = networks[name]
+    for i in range(6):
+      inside = 1 <= i <= 4
+      for leaf in "wb":
+        np.testing.assert_allclose(
+            updates[f"layer_{i}"][leaf],
+            (factor if inside else 1) * plain[f"layer_{i}"][leaf], rtol=1e-6)
+    np.testing.assert_allclose(layers["layer_0"], moved["layer_0"], rtol=1e-6)
+    np.testing.assert_allclose(
+        layers["layer_1"] - layers["layer_0"],
+        branch * (moved["layer_1"] - moved["layer_0"]), rtol=1e-4, atol=1e-6)
+
+
+def asked(tmp_path, **flags):
+  return types.SimpleNamespace(**{
+      "workdir": str(tmp_path), "optimizer": "adam", "optimizer_settings": [],
+      "parametrization": None, "control": None, "with_control": True,
+      "task": "mlp", "settings": ["batch_size=16", "depth=2"], "axis": "width",
+      "sizes": ["8", "16"], "seeds": 1, "steps": ["1", "2"],
+      "learning_rate": None, "control_learning_rate": None, "data_dir": None,
+      **flags})
+
+
+def test_command(tmp_path, capsys):
+  status = coord_check.run(asked(
+      tmp_path, parametrization="standard", with_control=False))
+  out = capsys.readouterr().out
+  assert f"adam under standard: {'FAIL' if status else 'PASS'}" in out
+  assert (tmp_path / "check.png").read_bytes()[:4] == b"\x89PNG"
+  rows = pd.read_csv(tmp_path / "check.csv")
+  assert set(rows.layer) == {"layer_0", "layer_1", "output"}
+  assert len(rows) == 3 * 2 * 2  # layers, steps, sizes
+
+
+@pytest.mark.parametrize("slope, of_control, status", [
+    (0.0, 0.9, 0), (0.9, 0.9, 1), (0.0, 0.0, 2), (0.9, 0.0, 2)])
+def test_exit_status(tmp_path, monkeypatch, slope, of_control, status):
+  """0 only if the check passes and the control does not."""
+
+  def check(opt_fn, parametrization, section, axis, sizes, *args):
+    ones = np.ones((len(sizes), 1, 1))
+    layer = checks.Layer("hidden", (-0.1, 0.1), ones, np.ones(
+        (len(sizes), 1, 2)), {2: checks.Fit(
+            of_control if parametrization == "standard" else slope, 0, 0)})
+    return checks.Report(axis, sizes, {"h": layer}, ones)
+
+  monkeypatch.setattr(coord_check, "check", check)
+  assert coord_check.run(asked(tmp_path, steps=["2"])) == status
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"optimizer": "adamm"}, "neither a file nor"),
+    ({"task": "quadratic", "settings": []}, "no layers to look at|not take"),
+    ({"sizes": ["8"]}, "at least two")])
+def test_errors_of_the_command(tmp_path, flags, message):
+  with pytest.raises((ValueError, OSError), match=message):
+    coord_check.run(asked(tmp_path, **flags))

@@ -1,0 +1,345 @@
+"""What parameters are, and factors, from shapes alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import public_models
+import pytest
+
+from learned_opt import factors
+from learned_opt import optimizers
+from learned_opt import parametrizations
+from mulo import scaling
+
+
+def said(shapes, settings):
+  facts = scaling.infer(shapes(16), shapes(64), **settings)
+  return {path: (x.role, x.fan_in, x.fan_out) for path, x in facts.items()}
+
+
+@pytest.mark.parametrize("name", public_models.MODELS)
+def test_roles(name):
+  model = public_models.MODELS[name]
+  assert said(model.shapes, model.settings) == model.expected
+
+
+@pytest.mark.parametrize("name", public_models.EQUINOX_MODELS)
+def test_roles_in_equinox(name):
+  pytest.importorskip("equinox")
+  make, expected, overrides = public_models.EQUINOX_MODELS[name]
+  settings = {"layout": "out_in", "overrides": overrides}
+  assert said(public_models.of_equinox(make), settings) == expected
+
+
+def test_blocks():
+  """Found by what a deeper network has more of, or is longer in."""
+  gpt = public_models.linen(
+      lambda width, depth: public_models.Gpt(width, depth),
+      public_models.TOKENS)
+  facts = scaling.infer(gpt(16, 3), gpt(64, 3), deeper_shapes=gpt(64, 5),
+                        base_depth=2)
+  for path, fact in facts.items():
+    assert (fact.depth, fact.base_depth) == (
+        (3, 2) if path.startswith("Block") else (1, 1)), path
+  model = public_models.MODELS["gpt, scan"]
+  facts = scaling.infer(model.shapes(16), model.shapes(64), **model.settings)
+  for path, fact in facts.items():
+    stack = path.startswith("blocks")
+    assert (fact.depth, fact.stack) == ((3, (0,)) if stack else (1, ())), path
+
+
+def test_heads_that_grow_in_size():
+  gpt = public_models.linen(
+      lambda head_size: public_models.Gpt(8 * head_size, 1,
+                                          head_size=head_size),
+      public_models.TOKENS)
+  facts = scaling.infer(gpt(2), gpt(4))
+  for name in "qkvo":
+    fact = facts[f"Block_0/Attention_0/{name}/kernel"]
+    assert fact.role == "hidden" and fact.open
+  fact = scaling.infer(gpt(2), gpt(4), overrides={
+      "*/[qkv]/kernel": scaling.Override(inputs=(0,))})[
+          "Block_0/Attention_0/k/kernel"]
+  assert (fact.fan_in, fact.fan_out, fact.open) == (16, 8, "")
+  assert scaling.attention_mult(8, 2) == pytest.approx(2**0.5 / 8)
+  assert scaling.attention_mult(2, 2) == 2**-0.5
+
+
+def tree(**shapes):
+  return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+
+
+OUT = {"o": (8, 3)}, {"o": (16, 3)}
+
+
+@pytest.mark.parametrize("shapes, bases, settings, message", [
+    ({"w": (8, 4, 2)}, {"w": (16, 8, 4)}, {}, "axes .0, 1, 2. grow"),
+    ({"w": (5, 4, 2)}, {"w": (5, 8, 2)}, {}, "axes .1,. grows"),
+    ({"a": (7, 8)}, {"a": (7, 16)}, {"layout": "out_in"}, "an embedding or a"),
+    ({"w": (8, 5), "b": (8,)}, {"w": (16, 5), "b": (16,)}, {},
+     "layout='out_in'"),
+    ({"w": (7, 8)}, {"w": (7, 16)}, {}, "No parameter reads out"),
+    ({"w": (7, 8)}, {"w": (7, 8)}, {}, "another width"),
+    ({"w": (7, 8)}, {"v": (7, 8)}, {}, "no entry for w"),
+    ({"w": (8,)}, {"w": (4, 4)}, {}, "number of axes"),
+    (*OUT, {"overrides": {"x*": "input"}}, "fits none"),
+    (*OUT, {"overrides": {"o": "readout"}}, "Unknown role"),
+    (*OUT, {"overrides": {"o": "hidden"}}, "it is output"),
+    (*OUT, {"overrides": {"o": "tied"}}, "not its last"),
+    (*OUT, {"overrides": {"o": "output", "*": "input"}}, "Two overrides"),
+    (*OUT, {"overrides": {"o": scaling.Override(inputs=(0, 1, 1))}}, "once"),
+    (*OUT, {"layout": "io"}, "Unknown layout"),
+    (*OUT, {"deeper_shapes": {}}, "no entry for o"),
+    (*OUT, {"deeper_shapes": tree(o=(16, 3))}, "must differ"),
+    (*OUT, {"deeper_shapes": tree(o=(16, 16), p=(16, 3))}, "names do not"),
+    ({"d0": (7, 8), "d1": (8, 8), "o": (8, 3)},
+     {"d0": (7, 16), "d1": (16, 16), "o": (16, 3)},
+     {"deeper_shapes": tree(d0=(7, 16), d1=(16, 16), d2=(16, 16), o=(16, 3))},
+     "d0 has the name")])
+def test_no_guesses(shapes, bases, settings, message):
+  with pytest.raises(ValueError, match=message):
+    scaling.infer(tree(**shapes), tree(**bases), **settings)
+
+
+def test_a_large_network_takes_no_memory():
+  model = public_models.MODELS["gpt, gqa"]
+  text = scaling.describe(model.shapes(2**16), model.shapes(64))
+  assert "65536" in text and "attention_mult" in text
+  lines = text.splitlines()
+  assert {line.split()[0] for line in lines[1:lines.index("")]} == set(
+      model.expected)
+  assert "Block_1/Attention_0/o/kernel: which side axes between" in text
+
+
+ROLES = {"input": ((5, 16), (5, 64)), "hidden": ((16, 16), (64, 64)),
+         "output": ((16, 3), (64, 3)), "vector": ((16,), (64,))}
+SAME = (1, 1, 1, 1, 1, 1)
+FIRST, LAST = (1, 1, 1, 4, 1 / 4, 1), (1 / 4, 1, 1 / 4, 1 / 4, 1, 4)
+GOLDEN = {  # at 4 times the width: init, output, Adam, SGD, eps, decay
+    ("standard", False): {
+        "input": SAME, "hidden": (1 / 2, 1, 1, 1, 1, 1),
+        "output": (1 / 2, 1, 1, 1, 1, 1), "vector": (*SAME[:5], 0)},
+    ("mup", False): {
+        "input": FIRST, "hidden": (1 / 2, 1, 1 / 4, 1, 1 / 4, 4),
+        "output": LAST, "vector": (*FIRST[:5], 0)},
+    ("mup", True): {
+        "input": FIRST, "hidden": (1 / 2, 1, 1 / 4, 1, 1 / 4, 4),
+        "output": (1, 1 / 4, 1, 4, 1 / 4, 1), "vector": (*FIRST[:5], 0)},
+    ("standard_per_layer", False): {
+        "input": (1, 1, 1, 2, 1 / 2, 1),
+        "hidden": (1 / 2, 1, 1 / 4, 1 / 2, 1 / 2, 4),
+        "output": (1 / 2, 1, 1 / 4, 1 / 4, 1, 4),
+        "vector": (1, 1, 1, 2, 1 / 2, 0)}}
+# Balanced muP differs by constants, unit scaling by what is in which place.
+for _name in ("mup_balanced", "depth_mup", "completep", "unit_scaled"):
+  GOLDEN[_name, False] = GOLDEN["mup", False]
+GOLDEN["unit_scaled", True] = {
+    "input": FIRST, "hidden": (1, 1 / 2, 1 / 2, 4, 1 / 8, 2),
+    "output": (1, 1 / 4, 1, 4, 1 / 4, 1), "vector": (*FIRST[:5], 0)}
+
+
+@pytest.mark.parametrize("name, forward", GOLDEN)
+def test_golden_factors(name, forward):
+  bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
+  found = scaling.factors(
+      shapes, bases, parametrization=name, forward=forward)
+  for role, f in found.items():
+    assert (f.std, f.output, f.update, f.update / f.gradient, f.gradient,
+            f.decay) == pytest.approx(GOLDEN[name, forward][role]), role
+  same = scaling.factors(bases, bases, delta_shapes=shapes, forward=forward,
+                         parametrization=name)
+  for role, f in same.items():
+    assert f == (1, 1, 1, 1, role != "vector")
+
+
+@pytest.mark.parametrize("name, settings, branch, update, gradient", [
+    ("mup", {}, 1, 1, 1), ("depth_mup", {}, 1 / 2, 1 / 2, 1 / 2),
+    ("completep", {}, 1 / 4, 1, 1 / 4),
+    ("completep", {"alpha": 0.5}, 1 / 2, 1 / 2, 1 / 2)])
+def test_golden_factors_of_depth(name, settings, branch, update, gradient):
+  rule = parametrizations.get(name, **settings)
+  bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
+  overrides = {"hidden": scaling.Override(depth=8)}
+  found = scaling.factors(shapes, bases, parametrization=rule, base_depth=2,
+                          overrides=overrides)
+  assert scaling.branch_mult(8, 2, parametrization=rule) == branch
+  assert found["hidden"].update == pytest.approx(update / 4)
+  assert found["hidden"].gradient == pytest.approx(gradient / 4)
+  assert found["input"].update == 1 and found["output"].gradient == 1
+
+
+def params_of(key, n):
+  keys = jax.random.split(key, 3)
+  return {k: jax.random.normal(key, shape) * shape[0]**-0.5
+          for k, key, shape in zip(
+              ("input", "hidden", "output"), keys, ((5, n), (n, n), (n, 3)))
+          } | {"vector": jnp.zeros(n)}
+
+
+def outputs(params, x, mult=1.0):
+  h = jnp.tanh(x @ params["input"] + params["vector"][None])
+  return mult * (jnp.tanh(h @ params["hidden"]) @ params["output"])
+
+
+BASE, WIDE = 16, 64  # factors are powers of two
+OPTIMIZERS = {
+    "adamw": functools.partial(scaling.mu_adamw, 0.03, weight_decay=0.1),
+    "sgd": functools.partial(scaling.mu_sgd, 0.3, momentum=0.9),
+    "lion": functools.partial(scaling.mu_lion, 0.03, weight_decay=0.1)}
+
+
+def losses(tx, params, mult, steps=20):
+  x, y = jax.random.normal(jax.random.key(5), (2, 32, 5))
+  loss = lambda params: jnp.mean((outputs(params, x, mult) - y[:, :3])**2)
+
+  def step(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  return jax.jit(lambda params: jax.lax.scan(
+      step, (params, tx.init(params)), length=steps)[1])(params)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_factor_in_the_forward_pass_can_be_in_the_update(name):
+  base = params_of(jax.random.key(0), BASE)
+  start = params_of(jax.random.key(1), WIDE)
+  found = []
+  for forward in (True, False):
+    params = scaling.rescale_init(start, base, forward=forward)
+    found.append(losses(
+        OPTIMIZERS[name](base_shapes=base, forward=forward), params,
+        BASE / WIDE if forward else 1.0))
+  assert found[0][-1] < 0.95 * found[0][0]
+  np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_epsilons_follow_gradients():
+  """Gradients 1,000 times as small, with an epsilon as much smaller."""
+  base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
+  grads = params_of(jax.random.key(1), WIDE)
+  rule = parametrizations.get("mup")
+  small = rule._replace(gradient_scale=lambda shape, base: (
+      1e-3 if shape[-1] == WIDE else 1) * rule.gradient_scale(shape, base))
+
+  def update(grads, parametrization):
+    tx = scaling.mu_adamw(1.0, base, eps=0.1, parametrization=parametrization)
+    return jax.jit(tx.update)(grads, tx.init(params))[0]
+
+  tiny = dict(grads, hidden=1e-3 * grads["hidden"])
+  first, second, unscaled = (update(*x)["hidden"] for x in (
+      (grads, rule), (tiny, small), (tiny, rule)))
+  np.testing.assert_allclose(first, second, rtol=1e-4)
+  assert np.max(np.abs(unscaled)) < 0.5 * np.max(np.abs(first))
+
+
+@pytest.mark.parametrize("name, plain", [
+    ("adamw", optax.adamw(0.03, weight_decay=0.1, mask=lambda params: {
+        k: k != "vector" for k in params})),
+    ("sgd", optax.sgd(0.3, 0.9)),
+    ("lion", optax.lion(0.03, weight_decay=0.1, mask=lambda params: {
+        k: k != "vector" for k in params}))])
+def test_nothing_changes_at_the_base_width(name, plain):
+  params = params_of(jax.random.key(0), BASE)
+  tx = OPTIMIZERS[name](
+      base_shapes=params, delta_shapes=params_of(jax.random.key(0), WIDE))
+  np.testing.assert_array_equal(
+      losses(tx, params, 1.0), losses(plain, params, 1.0))
+
+
+@pytest.mark.parametrize("kappa", [0, 0.5, 1])
+def test_decay(kappa):
+  """What a step takes of each parameter, without any gradient."""
+  base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
+  params["vector"] += 1
+  for make in (scaling.mu_adamw, scaling.mu_sgd, scaling.mu_muon):
+    tx = make(0.5, base, weight_decay=0.1, kappa=kappa)
+    updates, _ = tx.update(
+        jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    found = jax.tree.map(lambda u, p: float(np.mean(u / p)), updates, params)
+    part = -0.05 * (WIDE / BASE)**-kappa
+    assert found == pytest.approx({
+        "input": -0.05, "hidden": part, "output": part, "vector": 0},
+        rel=1e-5)
+
+
+def test_initial_weights():
+  base, params = (params_of(jax.random.key(0), n) for n in (BASE, 16 * BASE))
+  constant = dict(params, hidden=0.02 * jnp.sign(params["hidden"]))
+  rms = lambda x: float(jnp.sqrt(jnp.mean(x**2)))
+  for start in (params, constant):
+    found = scaling.rescale_init(start, base)
+    for name, factor in (("input", 1), ("hidden", 1 / 4), ("output", 1 / 16)):
+      assert rms(found[name]) == pytest.approx(factor * rms(base[name]))
+    again = scaling.rescale_init(found, base)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
+                 found, again)
+
+
+def test_muon():
+  base = {"w": np.ones((4, 8, 16)), "o": np.ones((8, 3))}
+  params = {"w": np.ones((4, 32, 64)), "o": np.ones((32, 3))}
+  with pytest.raises(ValueError, match="places or a stack"):
+    tx = scaling.mu_muon(1.0, base)
+    tx.update(params, tx.init(params), params)
+  tx = scaling.mu_muon(
+      1.0, base, overrides={"w": scaling.Override(stack=(0,))})
+  grads = {"w": jax.random.normal(jax.random.key(0), (4, 32, 64)),
+           "o": np.ones((32, 3))}
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+  sizes = jnp.linalg.svd(updates["w"], compute_uv=False)
+  assert sizes.shape == (4, 32)
+  np.testing.assert_allclose(sizes, 2**0.5, rtol=0.4)
+  np.testing.assert_allclose(updates["o"], -1 / 4, rtol=1e-5)
+
+
+def test_exponents():
+  """How far a layer moves in one step does not depend on its width."""
+  limits = {"adamw": (0.1, 0.2, 0.35), "lion": (0.1, 0.2, 0.35),
+            "sgd": (0.15, 0.35, 0.55), "muon": (0.1, 0.2, 0.35)}
+  base = params_of(jax.random.key(0), BASE)
+  optimizers = {"muon": scaling.mu_muon(0.03, base), **{
+      name: make(base_shapes=base) for name, make in OPTIMIZERS.items()}}
+  x, y = jax.random.normal(jax.random.key(5), (2, 32, 5))
+  widths = (32, 128, 512)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def moves(n):
+    params = scaling.rescale_init(params_of(jax.random.key(1), n), base)
+    grads = jax.grad(lambda params: jnp.mean(
+        (outputs(params, x) - y[:, :3])**2))(params)
+    h = jnp.tanh(x @ params["input"])
+    inputs = x, h, jnp.tanh(h @ params["hidden"])
+
+    def of(tx):
+      updates, _ = tx.update(grads, tx.init(params), params)
+      return jnp.stack([jnp.mean(jnp.abs(i @ updates[k])) for i, k in zip(
+          inputs, ("input", "hidden", "output"))])
+    return {name: of(tx) for name, tx in optimizers.items()}
+
+  found = [moves(n) for n in widths]
+  for name, limit in limits.items():
+    slopes = np.polyfit(
+        np.log2(widths), np.log2([x[name] for x in found]), 1)[0]
+    assert np.all(np.abs(slopes) <= limit), (name, slopes)
+
+
+def test_learned_optimizer_without_a_factor_in_the_forward_pass():
+  """The factor of the readout, in the network or in the update."""
+  rule = parametrizations.get("mup")
+  lopt = optimizers.get("mulo", hidden=3)
+  params = dict(params_of(jax.random.key(0), WIDE), output=jnp.zeros((WIDE, 3)))
+  base = params_of(jax.random.key(0), BASE)
+  found = []
+  for forward in (True, False):
+    tx = optax.chain(
+        lopt.opt_fn(lopt.init(jax.random.key(0))),
+        factors.scale_by_parametrization(rule, base, forward=forward))
+    found.append(losses(tx, params, 1 / WIDE if forward else 1.0, steps=8))
+  assert found[0][-1] < found[0][0]
+  np.testing.assert_allclose(*found, rtol=1e-4)

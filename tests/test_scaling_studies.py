@@ -1,0 +1,70 @@
+"""The studies of epsilons and of the transfer of learning rates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import epsilon_study
+from experiments import lr_transfer
+
+
+@pytest.mark.parametrize("form", epsilon_study.FORMS)
+def test_reading_a_feature_of_small_gradients(form):
+  """Absolute epsilons switch it off, and nothing else does."""
+  lopt, theta = epsilon_study.optimizer(form, "normalised gradient")
+  tx = lopt.opt_fn(theta)
+  params = {"w": jnp.ones((8, 9))}
+  grads = {"w": jax.random.normal(jax.random.key(0), (8, 9))}
+  update = jax.jit(lambda scale: tx.update(
+      {"w": scale * grads["w"]}, tx.init(params), params)[0]["w"])
+  found = [-update(scale) / epsilon_study.SETTINGS["step_mult"]
+           for scale in (1.0, 1e-5)]
+  rms = jnp.sqrt(jnp.mean(grads["w"]**2))
+  np.testing.assert_allclose(found[0], grads["w"] / rms, rtol=1e-4)
+  if form == "as published":
+    assert np.max(np.abs(found[1])) < 0.02
+  else:
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+def test_random_weights_are_the_same():
+  (_, first), (_, second) = (epsilon_study.optimizer(form, "random")
+                             for form in epsilon_study.FORMS)
+  np.testing.assert_array_equal(first["w0"], second["w0"][:len(first["w0"])])
+  assert not np.any(second["w0"][len(first["w0"]):])
+  for name in ("b0", "w1", "b1", "w2", "b2"):
+    np.testing.assert_array_equal(first[name], second[name])
+
+
+def rows(method, width, losses):
+  return [{"method": method, "width": width, "learning rate": 2.0**-i,
+           "seed": seed, "loss": loss + 0.1 * seed}
+          for i, loss in enumerate(losses) for seed in (0, 1)]
+
+
+def test_best_learning_rates():
+  results = pd.DataFrame([
+      *rows("Adam", 64, (5, 1, 2, 3, 4)), *rows("Adam", 128, (5, 4, 3, 1, 2)),
+      *rows("muAdam", 64, (5, 1, 2, 3, 4)),
+      *rows("muAdam", 128, (np.nan, 2, 1, 3, 4))])
+  found = lr_transfer.best(results)
+  assert list(found["learning rate"]) == [1 / 2, 1 / 8, 1 / 2, 1 / 4]
+  assert list(found.moved) == [0, -2, 0, -1] and not found.edge.any()
+  assert lr_transfer.complaints(found) == []
+  far = found.assign(moved=[0, -1, 0, -2], edge=[False, True, False, False])
+  words = lr_transfer.complaints(far)
+  assert len(words) == 3 and "edge" in words[0]
+  assert "muAdam's best learning rate moves by 2" in words[1]
+  assert "tells nothing" in words[2]
+
+
+def test_both_are_the_same_at_the_base_width():
+  section = {"name": "mlp", "depth": 1, "batch_size": 8}
+  first, second, wide = (
+      [row["loss"] for row in lr_transfer.scores(
+          method, section, 8, width, [0.01, 0.1], 1, 8, None)]
+      for method, width in (("Adam", 8), ("muAdam", 8), ("muAdam", 16)))
+  np.testing.assert_array_equal(first, second)
+  assert np.all(np.isfinite(wide)) and len(wide) == 2
