@@ -3,8 +3,8 @@
 Ten moving averages of the loss, with time constants from 10 steps to all of
 them. A feature compares the distance of one of them from its minimum so far
 with that of the next slower one from the same number: 0 where both are alike,
--1 where the loss has never been lower. Neither the unit of the loss matters
-nor a number added to it.
+-1 where the loss has never been lower. The unit of the loss does not matter,
+nor, but for where spikes are clipped, a number added to it.
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2211.09760 (VeLO).
