@@ -38,7 +38,7 @@ def test_the_fuzzer_sees_failures():
   assert sorted(found) == list(range(19, 36))
   for seed, part in {
       20: "ended with status 7", 22: "no end within 4.0 s", 24: "MemoryError",
-      26: "KeyError", 28: "it did ['open", 30: "pickle.find_class",
+      26: "KeyError", 28: "it did [\"open", 30: "pickle.find_class",
       32: "not printable", 34: "empty"}.items():
     assert part in found.pop(seed)
   assert set(found.values()) == {"read"}
