@@ -164,8 +164,8 @@ def plot(sizes: pd.DataFrame, moves: pd.DataFrame, path: pathlib.Path) -> None:
   for axis, form in zip(axes, FORMS):
     for i, name in enumerate(FEATURES):
       rows = sizes[(sizes.form == form) & (sizes.feature == name)]
-      axis.plot(rows.width, rows.rms, ".-", color=f"C{i % 10}", label=name,
-                linestyle="-" if i < 10 else "--")
+      axis.plot(rows.width, rows.rms, ".-" if i < 10 else ".--",
+                color=f"C{i % 10}", label=name)
     axis.set(title=f"features, {form}", xscale="log", yscale="log",
              xlabel="width", ylim=(sizes.rms.min() / 2, 3))
   axes[0].set_ylabel("RMS of what the MLP reads")
