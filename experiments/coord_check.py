@@ -152,7 +152,8 @@ def check(opt_fn: Callable, parametrization: str, section: dict[str, Any],
     batch_key, loss_key = jax.random.split(key)
     batch = task.sample_batch(batch_key, data)
     loss, _ = tasks[size].loss(params, loss_key, batch)
-    return loss, layers_of(tasks[size].activations(params, batch))
+    activations: Any = tasks[size].activations
+    return loss, layers_of(activations(params, batch))
 
   layers = jax.eval_shape(lambda key: apply_and_loss(
       task.init(key), key, sizes[0])[1], jax.random.key(0))

@@ -92,11 +92,16 @@ def updates(tx, params, grads: list) -> list:
   return found
 
 
+def same_tree(found, expected, what: str) -> None:
+  """Raises unless trees have the same structure."""
+  after: Any = jax.tree.structure(found)
+  before: Any = jax.tree.structure(expected)
+  require(after == before, f"{what}: the tree is {after}, it must be {before}")
+
+
 def same(found, expected, what: str) -> None:
   """Raises unless trees agree up to rounding."""
-  require(jax.tree.structure(found) == jax.tree.structure(expected),
-          f"{what}: the tree is {jax.tree.structure(found)}, it must be "
-          f"{jax.tree.structure(expected)}")
+  same_tree(found, expected, what)
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found),
                           jax.tree.leaves(expected)):
     x, y = (np.asarray(z, np.float32) for z in (x, y))

@@ -36,8 +36,7 @@ def _moves(tx, params) -> None:
   grads = jax.tree.map(jnp.ones_like, params)
   updates, _ = tx.update(grads, tx.init(params), params, value=kit.VALUE)
   after = optax.apply_updates(params, updates)
-  kit.require(jax.tree.structure(after) == jax.tree.structure(params),
-              f"the tree became {jax.tree.structure(after)}")
+  kit.same_tree(after, params, "parameters after a step")
   kit.same_types(after, params, "parameters after a step")
   for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(after)):
     kit.require(np.all(np.isfinite(new)) and not np.array_equal(old, new),
