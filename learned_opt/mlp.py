@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from learned_opt import base
 from learned_opt import blocks
 from learned_opt import features as features_lib
-from learned_opt import placement
 
 LOWERINGS = ("unrolled", "blocked", "pallas")
 UNROLL_HIDDEN = 8
@@ -123,8 +122,7 @@ def _apply(theta, features, shape, output, lowering):
     x = features_lib.one_by_one(features, features_lib.split(inputs))
     if limits is not None:
       x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
-    whole = lambda more: placement.like(
-        jnp.broadcast_to(more, x[0].shape), x[0])
+    whole = lambda more: jnp.broadcast_to(more, x[0].shape)
     x = [*x, *[whole(more) for kind in wide.values() for more in kind]]
     # [H, ...], or one array for each hidden unit.
     first = [sum(b) for b in zip(*biases)] if unrolled else sum(biases)

@@ -8,8 +8,6 @@ Reference:
 import jax
 import jax.numpy as jnp
 
-from learned_opt import placement
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 SIDE = 16  # of matrices whose RMS does not change when all values are equal
 MAX_ITERATIONS = 100  # far more than anyone needs; programs grow with them
@@ -60,8 +58,7 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   Returns:
     Of the shape of x; zero where x is zero, and odd and homogeneous in x.
   """
-  # Each device does all of it: rows and columns are both summed over.
-  matrix = placement.gathered(x).reshape(-1, x.shape[-1])
+  matrix = x.reshape(-1, x.shape[-1])
   wide = matrix.shape[0] <= matrix.shape[1]
   matrix = matrix if wide else matrix.T
   rows, columns = matrix.shape
@@ -78,4 +75,4 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   y = iterate(y, iterations)
   y *= norm * largest * SIDE**-0.5
   y = y.reshape(-1, columns)[:rows]
-  return placement.like((y if wide else y.T).reshape(x.shape), x)
+  return (y if wide else y.T).reshape(x.shape)

@@ -149,8 +149,7 @@ def update_groups(step_one: Callable, grads: Any, params: Any,
         step_one, take(leaves), take(params), groups[name],
         jax.tree.map(lambda x: x[rows], context), step)
     for i, change in zip(members, changes):
-      change = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
-      updates[i] = placement.like(change, leaves[i])
+      updates[i] = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
   return jax.tree.unflatten(treedef, updates), states
 
 
@@ -214,9 +213,6 @@ def _step_group(step_one, grads, params, states, contexts, step):
     return step_one(wide(grad), wide(param), state, step, context)
 
   n = len(grads)
-  # They share what is computed, so they are split alike for that.
-  grads, params = ([placement.like(x, params[0]) for x in xs]
-                   for xs in (grads, params))
   if n == 1:
     change, states = rule(grads[0], params[0], states,
                           jax.tree.map(lambda x: x[0], contexts))
@@ -225,7 +221,7 @@ def _step_group(step_one, grads, params, states, contexts, step):
     args = jnp.stack(grads), jnp.stack(params), states, contexts
     shapes = jax.eval_shape(jax.vmap(rule), *args)
     zeros = lambda *args: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), shapes)
+        lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.cond(step >= 0, jax.vmap(rule), zeros, *args)
 
   def body(i, carry):

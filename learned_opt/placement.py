@@ -1,10 +1,12 @@
 """States and updates on several devices, split as the parameters are.
 
 JAX says how an array is split in two ways. On a mesh of explicit axes it is
-part of the array's type, inside of jit, too, and operations on unequal types
-fail. On one of automatic axes only arrays outside of jit know it, and the
-compiler decides for all others. Nothing here does anything to arrays that are
-not split.
+part of the array's type, inside of jit, too, and each operation must have a
+sharding that follows from its arguments, which products of features and
+Newton-Schulz iterations do not have. On one of automatic axes only arrays
+outside of jit know it, and the compiler decides for all others. So updates are
+left to the compiler, and what comes out is split as gradients and state were.
+Nothing here does anything to arrays that are not split.
 
 Reference:
   https://docs.jax.dev/en/latest/notebooks/explicit-sharding.html
@@ -13,6 +15,10 @@ Reference:
 from typing import Any, Callable
 
 import jax
+import numpy as np
+import optax
+
+from learned_opt import base
 
 _Spec = jax.sharding.PartitionSpec
 
@@ -63,24 +69,45 @@ def made(make: Callable[[], Any], param) -> Any:
   return jax.jit(make, out_shardings=shardings)()
 
 
-def like(x: jax.Array, other: jax.Array) -> jax.Array:
-  """x, split as another array of its shape; on explicit axes alone."""
-  wanted = jax.typeof(other).sharding
-  return x if jax.typeof(x).sharding == wanted else jax.sharding.reshard(
-      x, wanted)
-
-
-def gathered(x: jax.Array) -> jax.Array:
-  """x, not split; on explicit axes alone."""
-  sharding = jax.typeof(x).sharding
-  if all(axis is None for axis in sharding.spec):
-    return x
-  return jax.sharding.reshard(x, jax.sharding.NamedSharding(
-      sharding.mesh, _Spec(*[None] * x.ndim)))
-
-
 def on_mesh() -> bool:
   """Whether arrays may be split by axes of the mesh in use (`jax.set_mesh`)."""
   mesh = jax.sharding.get_abstract_mesh()
   return any(kind != jax.sharding.AxisType.Manual and size > 1
              for kind, size in zip(mesh.axis_types, mesh.axis_sizes))
+
+
+def _explicit_axes(mesh) -> tuple[str, ...]:
+  return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types)
+               if kind == jax.sharding.AxisType.Explicit)
+
+
+def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
+  """The same optimizer, with updates that explicit meshes do not disturb."""
+
+  def opt_fn(theta, *, num_steps=None):
+    tx = lopt.opt_fn(theta, num_steps=num_steps)
+
+    def update(grads, state, params=None, **extra_args):
+      axes = _explicit_axes(jax.sharding.get_abstract_mesh())
+      if not axes:
+        return tx.update(grads, state, params, **extra_args)
+      # Arrays must come as arguments, also those that `tx` was made from.
+      leaves, treedef = jax.tree.flatten(
+          (theta, num_steps, grads, state, params, extra_args))
+      arrays = {i: x for i, x in enumerate(leaves)
+                if isinstance(x, (jax.Array, np.ndarray))}
+
+      def compute(arrays):
+        theta, num_steps, *args, extra_args = jax.tree.unflatten(
+            treedef, [arrays.get(i, x) for i, x in enumerate(leaves)])
+        return lopt.opt_fn(theta, num_steps=num_steps).update(
+            *args, **extra_args)
+
+      shardings = jax.tree.map(
+          lambda x: jax.typeof(x).sharding, (grads, state))
+      return jax.sharding.auto_axes(
+          compute, axes=axes, out_sharding=shardings)(arrays)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+  return base.LearnedOptimizer(lopt.init, opt_fn)

@@ -4,14 +4,14 @@ import functools
 from typing import Any
 
 from learned_opt import base
-from learned_opt import sharding
+from learned_opt import placement
 
 names = functools.partial(base.names, __name__)
 
 
 def get(name: str, /, **settings) -> base.LearnedOptimizer:
   """The optimizer in the file of this name; see `base.get`."""
-  return sharding.automatic(base.get(__name__, name, **settings))
+  return placement.automatic(base.get(__name__, name, **settings))
 
 
 def all_settings(name: str, /, **settings) -> dict[str, Any]:
