@@ -9,6 +9,7 @@ gets the same tree with blocks in place of S.
 """
 
 import math
+import sys
 from typing import Any, Callable
 
 import jax
@@ -20,13 +21,13 @@ CPU_SIZE = 3 * 2**12  # elements; 32 activations of each about fit the cache
 ACCELERATOR_SIZE = 2**20  # so large that starting kernels costs little
 
 
-def default_size() -> int | float:
+def default_size() -> int:
   """Elements per block on the default backend; no limit on a mesh.
 
   Blocks of a parameter that is split over devices would be moved between them.
   """
   if placement.on_mesh():
-    return math.inf
+    return sys.maxsize
   return CPU_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SIZE
 
 
