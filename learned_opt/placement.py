@@ -25,8 +25,9 @@ def _sharding(x) -> jax.sharding.NamedSharding | None:
   if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
     return None
   concrete = x.sharding
-  named = isinstance(concrete, jax.sharding.NamedSharding)
-  return concrete if named and concrete.mesh.size > 1 else None
+  if isinstance(concrete, jax.sharding.NamedSharding):
+    return concrete if concrete.mesh.size > 1 else None
+  return None
 
 
 def _follow(shape: tuple, param, sharding) -> jax.sharding.NamedSharding:

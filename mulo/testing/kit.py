@@ -94,9 +94,9 @@ def updates(tx, params, grads: list) -> list:
 
 def same(found, expected, what: str) -> None:
   """Raises unless trees agree up to rounding."""
-  require(jax.tree.structure(found) == jax.tree.structure(expected),
-          f"{what}: the tree is {jax.tree.structure(found)}, it must be "
-          f"{jax.tree.structure(expected)}")
+  trees: list[Any] = [jax.tree.structure(x) for x in (found, expected)]
+  require(trees[0] == trees[1],
+          f"{what}: the tree is {trees[0]}, it must be {trees[1]}")
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found),
                           jax.tree.leaves(expected)):
     x, y = (np.asarray(z, np.float32) for z in (x, y))

@@ -49,7 +49,7 @@ def jit(factory):
   """`jax.jit` with donation; the second call compiles nothing."""
   params, grads = kit.tree(0, kit.RANKS), kit.tree(1, kit.RANKS)
   tx = kit.make(factory, params)
-  traces = []
+  traces: list[None] = []
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, state, grads):

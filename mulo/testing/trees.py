@@ -1,5 +1,7 @@
 """Contract: parameter trees, of every library and without arrays."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +38,8 @@ def _moves(tx, params) -> None:
   grads = jax.tree.map(jnp.ones_like, params)
   updates, _ = tx.update(grads, tx.init(params), params, value=kit.VALUE)
   after = optax.apply_updates(params, updates)
-  kit.require(jax.tree.structure(after) == jax.tree.structure(params),
-              f"the tree became {jax.tree.structure(after)}")
+  trees: list[Any] = [jax.tree.structure(x) for x in (after, params)]
+  kit.require(trees[0] == trees[1], f"the tree became {trees[0]}")
   kit.same_types(after, params, "parameters after a step")
   for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(after)):
     kit.require(np.all(np.isfinite(new)) and not np.array_equal(old, new),
