@@ -31,9 +31,8 @@ def _sharding(x) -> jax.sharding.NamedSharding | None:
   if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
     return None
   concrete = x.sharding
-  if isinstance(concrete, jax.sharding.NamedSharding) and (
-      concrete.mesh.size > 1):
-    return concrete
+  if isinstance(concrete, jax.sharding.NamedSharding):
+    return concrete if concrete.mesh.size > 1 else None
   return None
 
 

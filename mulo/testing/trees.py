@@ -1,5 +1,6 @@
 """Contract: parameter trees, of every library and without arrays."""
 
+
 import jax
 import jax.numpy as jnp
 import numpy as np
