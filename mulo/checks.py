@@ -184,9 +184,9 @@ def coord_check(
   if axis == "width" and any(set(x) != set(names) for x in entries):
     raise ValueError("Not all widths have the same layers: "
                      f"{[sorted(set(x) - set(names)) for x in entries]}.")
-  loss, change, size = (np.stack([x[i] for x in found]) if not i else {
-      name: np.stack([x[i][name] for x in found]) for name in names}
-                        for i in range(3))
+  loss = np.stack([x[0] for x in found])
+  change, size = ({name: np.stack([x[i][name] for x in found])
+                   for name in names} for i in (1, 2))
   layers = {}
   for name in names:
     grows = len({x[name] for x in entries}) > 1
