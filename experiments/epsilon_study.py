@@ -16,6 +16,7 @@ Writes features.csv, changes.csv, table.md and epsilons.png to the workdir. Run
 again, it skips what is done.
 """
 
+import functools
 import pathlib
 import shlex
 import sys
@@ -204,14 +205,13 @@ def run(workdir: str, widths: tuple[int, ...], seeds: int) -> str:
       for width in widths:
         sizes += sweep.run_cell(
             folder / "cells", {"form": form, "width": width, **common},
-            lambda form=form, width=width: feature_sizes(form, width))
+            functools.partial(feature_sizes, form, width))
         bar.update()
       for reader in READERS:
         moves += sweep.run_cell(
             folder / "cells", {"form": form, "reader": reader, "seeds": seeds,
                                "widths": widths, **common},
-            lambda form=form, reader=reader: changes(
-                form, reader, widths, seeds))
+            functools.partial(changes, form, reader, widths, seeds))
         bar.update()
   frames = pd.DataFrame(sizes), pd.DataFrame(moves)
   for name, frame in zip(("features", "changes"), frames):

@@ -17,6 +17,7 @@ of muAdam stays within a factor of two of that at the least width, and Adam's
 moves further.
 """
 
+import functools
 import pathlib
 import shlex
 import sys
@@ -199,9 +200,8 @@ def run(found) -> int:
                   "seeds": found.seeds, "num_steps": found.num_steps,
                   "jax": jax.__version__}
         frames.append(pd.DataFrame(sweep.run_cell(
-            folder / "cells", config,
-            lambda method=method, width=width: scores(
-                method, section, widths[0], width, rates, found.seeds,
+            folder / "cells", config, functools.partial(
+                scores, method, section, widths[0], width, rates, found.seeds,
                 found.num_steps, found.data_dir))).assign(
                     method=method, width=width))
         bar.update()

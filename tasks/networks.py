@@ -87,8 +87,10 @@ def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
     leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
     return {_layer(path): x for path, x in leaves}
 
-  return Network(init, lambda params, x: module.apply(variables(params), x),
-                 bases, activations, blocks)
+  def apply(params, x):
+    return module.apply(variables(params), x)
+
+  return Network(init, apply, bases, activations, blocks)
 
 
 def _layer(path: tuple) -> str:
