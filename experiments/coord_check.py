@@ -140,6 +140,8 @@ def check(opt_fn: Callable, parametrization: str, section: dict[str, Any],
   tasks = {size: program.task_of(section | {axis: size}, rule, data_dir)
            for size in sizes}
   task = tasks[sizes[0]]
+  activations: dict[int, Any] = {
+      size: x.activations for size, x in tasks.items()}
   if task.activations is None or task.base_shapes is None:
     raise ValueError(
         f"{section['name']} has no layers to look at, or no width.")
@@ -152,8 +154,7 @@ def check(opt_fn: Callable, parametrization: str, section: dict[str, Any],
     batch_key, loss_key = jax.random.split(key)
     batch = task.sample_batch(batch_key, data)
     loss, _ = tasks[size].loss(params, loss_key, batch)
-    activations: Any = tasks[size].activations
-    return loss, layers_of(activations(params, batch))
+    return loss, layers_of(activations[size](params, batch))
 
   layers = jax.eval_shape(lambda key: apply_and_loss(
       task.init(key), key, sizes[0])[1], jax.random.key(0))

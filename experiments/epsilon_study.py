@@ -195,7 +195,8 @@ def define_flags() -> None:
 def run(workdir: str, widths: tuple[int, ...], seeds: int) -> str:
   """Measures, writes the files, and returns the tables."""
   folder = pathlib.Path(workdir)
-  sizes, moves = [], []
+  sizes: list[dict] = []
+  moves: list[dict] = []
   common = {"settings": SETTINGS, "section": SECTION, "steps": STEPS,
             "jax": jax.__version__}
   with tqdm.tqdm(total=len(FORMS) * (len(widths) + len(READERS)), unit="run",

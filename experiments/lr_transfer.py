@@ -200,8 +200,7 @@ def run(found) -> int:
                   "seeds": found.seeds, "num_steps": found.num_steps,
                   "jax": jax.__version__}
         frames.append(pd.DataFrame(sweep.run_cell(
-            folder / "cells", config,
-            functools.partial(
+            folder / "cells", config, functools.partial(
                 scores, method, section, widths[0], width, rates, found.seeds,
                 found.num_steps, found.data_dir))).assign(
                     method=method, width=width))

@@ -87,7 +87,9 @@ def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
     leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
     return {_layer(path): x for path, x in leaves}
 
-  apply: Callable = lambda params, x: module.apply(variables(params), x)
+  def apply(params, x):
+    return module.apply(variables(params), x)
+
   return Network(init, apply, bases, activations, blocks)
 
 

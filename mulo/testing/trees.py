@@ -1,6 +1,5 @@
 """Contract: parameter trees, of every library and without arrays."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
