@@ -58,6 +58,18 @@ def sample() -> dict[str, np.ndarray]:
   return {k: np.array(x) for k, x in artifact_lib.flatten(theta).items()}
 
 
+@functools.cache
+def published(layout: str) -> tuple[dict[str, np.ndarray], dict]:
+  """Small arrays in a layout, and the arguments that they need."""
+  rule = layouts.LAYOUTS[layout]
+  lopt = optimizers.get(rule.optimizer, **{name: 3 for name in rule.sizes})
+  theta = jax.eval_shape(lopt.init, jax.random.key(0))
+  ones = lambda shape: np.ones(shape, np.float32)
+  return ({name: ones(shape)
+           for name, shape in layouts.shapes(rule, theta).items()},
+          {name: ones(theta[name].shape) for name in rule.arguments})
+
+
 def artifact_bytes(flat, **changes) -> bytes:
   """An artifact of adafac_mlp with hashes that fit whatever is in it."""
   header = {
@@ -175,8 +187,7 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
   """What is to be tried with this seed."""
   rng = np.random.default_rng(seed)
   flat = sample()
-  theirs = {"nn": {"~": {k: flat[k] for k in flat if k[0] in "wb"}},
-            **{k: flat[k] for k in flat if k[0] not in "wb"}}
+  theirs = {"nn": {"~": flat}}
   kind = rng.integers(8)
   if kind == 0:
     content = damaged(rng, artifact_bytes(flat))
@@ -200,13 +211,14 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
     return lambda: mulo.read_arrays(path)
   else:
     layout = list(layouts.LAYOUTS)[rng.integers(len(layouts.LAYOUTS))]
-    layout = layout if rng.random() < 0.9 else odd(rng)
-    names = {f"nn/~/{k}" if k[0] in "wb" else k: x for k, x in flat.items()}
-    arrays = odd_arrays(rng, names)
+    arrays, arguments = published(layout)
+    arrays = odd_arrays(rng, arrays)
+    settings = odd_arrays(rng, arguments) if arguments else {}
     if rng.random() < 0.3 and arrays:
       arrays[list(arrays)[0]] = odd(rng)
-    settings = {} if rng.random() < 0.5 else {
-        ["hidden", "step_mult", "nothing"][rng.integers(3)]: odd(rng)}
+    if rng.random() < 0.5:
+      settings[["hidden", "step_mult", "nothing"][rng.integers(3)]] = odd(rng)
+    layout = layout if rng.random() < 0.9 else odd(rng)
     return lambda: mulo.convert(arrays, layout, **settings)
   path = folder / "theta.safetensors"
   path.write_bytes(content)

@@ -145,7 +145,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     settings.setdefault(name, found[theirs][axis])
   settings = optimizers.all_settings(rule.optimizer, **settings)
   lopt = optimizers.get(rule.optimizer, **settings)
-  expected = _expected(rule, jax.eval_shape(lopt.init, jax.random.key(0)))
+  expected = shapes(rule, jax.eval_shape(lopt.init, jax.random.key(0)))
   if expected != found:
     wrong = [name for name in found if expected[name] != found[name]]
     raise ValueError(
@@ -189,8 +189,13 @@ def _turned(rule, x):
   return x.T if rule.transposed else x
 
 
-def _expected(rule, theta) -> dict[str, tuple]:
-  """Shapes of their arrays, from the shapes of a theta of ours."""
+def shapes(rule: Layout, theta: Any) -> dict[str, tuple]:
+  """Shapes of their arrays, by their names.
+
+  Args:
+    rule: the layout.
+    theta: of ours, arrays or `jax.ShapeDtypeStruct`.
+  """
   leaves = jax.tree_util.tree_leaves_with_path(theta)
   ours = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
           for path, x in leaves}

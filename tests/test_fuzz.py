@@ -9,12 +9,21 @@ import pytest
 
 from experiments import fuzz
 from learned_opt import artifact as artifact_lib
+import mulo
+from mulo import layouts
 
 
 def test_500_cases():
   found = fuzz.run(0, 500)
   assert not {k: v for k, v in found.items() if v not in ("read", "refused")}
   assert 10 < sum(v == "read" for v in found.values()) < 250
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_what_is_changed_was_valid(layout):
+  arrays, arguments = fuzz.published(layout)
+  found = mulo.convert(arrays, layout, **arguments)
+  assert found.optimizer == layouts.LAYOUTS[layout].optimizer
 
 
 def bad_cases(seed, folder):
