@@ -180,7 +180,10 @@ def announced(rng) -> bytes:
       len(b"[" * n).to_bytes(8, "little") + b"[" * n,
       (n + 1).to_bytes(8, "little") + b"{" + b"\"" * n,
       (6 * n + 6).to_bytes(8, "little") + b'{"a":' * n + b" " * (n + 6),
-      ][rng.integers(10)]
+      b"".join(b"\x81\xda\x0f\xff" + b"k" * 4095 for _ in range(n % 500)) +
+      b"\xde\x40\x00" + b"".join(
+          b"\xa5" + str(10000 + i).encode() + b"\x80" for i in range(2**14)),
+      ][rng.integers(11)]
 
 
 def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:

@@ -48,7 +48,7 @@ def transformation(init_one: Callable, step_one: Callable
   """
 
   def init(params):
-    step = beside(lambda: jnp.zeros([], jnp.int32), params)
+    step = placement.whole(lambda: jnp.zeros([], jnp.int32), params)
     return State(step, init_groups(init_one, params))
 
   def update(grads, state, params=None, **extra_args):
@@ -81,12 +81,6 @@ def init_groups(init_one: Callable, params: Any) -> dict[str, Any]:
 
     states[name] = placement.made(make, param)
   return states
-
-
-def beside(make: Callable[[], Any], params: Any) -> Any:
-  """`make()`, arrays of a state on the devices of the parameters."""
-  leaves = jax.tree.leaves(params)
-  return placement.made(make, leaves[0]) if leaves else make()
 
 
 def matched(init_one: Callable, grads: Any, params: Any,

@@ -6,7 +6,7 @@ sharding that follows from its arguments, which products of features and
 Newton-Schulz iterations do not have. On one of automatic axes only arrays
 outside of jit know it, and the compiler decides for all others. So updates are
 left to the compiler, and what comes out is split as gradients and state were.
-Nothing here does anything to arrays that are not split.
+Arrays that are on no mesh are left alone.
 
 Reference:
   https://docs.jax.dev/en/latest/notebooks/explicit-sharding.html
@@ -60,8 +60,27 @@ def made(make: Callable[[], Any], param) -> Any:
   sharding = _sharding(param)
   if sharding is None:
     return make()
-  shardings = jax.tree.map(
-      lambda x: _follow(x.shape, param, sharding), jax.eval_shape(make))
+  return _placed(make, param, lambda x: _follow(x.shape, param, sharding))
+
+
+def whole(make: Callable[[], Any], params: Any) -> Any:
+  """`make()`, a tree of arrays, whole on each device of the parameters.
+
+  Args:
+    make: makes what is not the state of one parameter.
+    params: tree of arrays; if none of them is on a mesh, nothing is moved.
+  """
+  for param in jax.tree.leaves(params):
+    sharding = _sharding(param)
+    if sharding is not None:
+      everywhere = jax.sharding.NamedSharding(sharding.mesh, _Spec())
+      return _placed(make, param, lambda x: everywhere)
+  return make()
+
+
+def _placed(make, param, sharding_of):
+  """`make()`, its arrays as said; param tells whether this is inside of jit."""
+  shardings = jax.tree.map(sharding_of, jax.eval_shape(make))
   if isinstance(param, jax.core.Tracer):
     return jax.tree.map(jax.sharding.reshard, make(), shardings)
   # Compiled, so that no device ever holds all of it.
@@ -87,8 +106,10 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
     tx = lopt.opt_fn(theta, num_steps=num_steps)
 
     def update(grads, state, params=None, **extra_args):
-      axes = _explicit_axes(jax.sharding.get_abstract_mesh())
-      if not axes:
+      mesh = jax.sharding.get_abstract_mesh()
+      typed = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
+      axes = _explicit_axes(mesh)
+      if not axes or all(x.mesh.empty for x in jax.tree.leaves(typed)):
         return tx.update(grads, state, params, **extra_args)
       # Arrays must come as arguments, also those that `tx` was made from.
       leaves, treedef = jax.tree.flatten(
@@ -102,8 +123,8 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
         return lopt.opt_fn(theta, num_steps=num_steps).update(
             *args, **extra_args)
 
-      shardings = jax.tree.map(
-          lambda x: jax.typeof(x).sharding, (grads, state))
+      whole = jax.sharding.NamedSharding(mesh, _Spec())
+      shardings = jax.tree.map(lambda x: whole if x.mesh.empty else x, typed)
       return jax.sharding.auto_axes(
           compute, axes=axes, out_sharding=shardings)(arrays)
 

@@ -22,6 +22,7 @@ DTYPES = {name: np.dtype(name) for name in (
 ARRAY, SCALAR = 1, 3  # kinds of flax's extensions of msgpack; 2 is complex
 MAX_AXES = 16
 MAX_ENTRIES = 20000  # of maps and lists together
+MAX_NAME = 4096  # characters, of the names on the way to an array, joined
 # What learned_optimization has around a theta.
 CHECKPOINT = {"params", "gen_id", "step"}
 
@@ -44,7 +45,7 @@ def read_arrays(name_or_path: str | os.PathLike) -> dict[str, np.ndarray]:
   name = os.fspath(name_or_path)
   content = artifact_lib.read_bytes(
       hub.download(name) if hub.is_name(name) else name)
-  # Length of the header, and the header, JSON; no msgpack map begins so.
+  # Length of the header, and the header, JSON; no theta.state begins so.
   if content[8:9] == b"{":
     with artifact_lib.refusing(name):
       return artifact_lib.tensors(content)[0]
@@ -71,7 +72,7 @@ def _unpack(msgpack, content: bytes) -> Any:
   # Lists take their memory when they are announced, so few may be long.
   bounds: dict[str, Any] = dict(
       max_array_len=MAX_AXES, max_map_len=MAX_ENTRIES, list_hook=count,
-      max_str_len=4096)
+      object_hook=count, max_str_len=MAX_NAME)
 
   def extension(kind, data):
     count(())
@@ -81,7 +82,7 @@ def _unpack(msgpack, content: bytes) -> Any:
     return _array(*msgpack.unpackb(data, raw=False, **bounds))
 
   return msgpack.unpackb(
-      content, raw=False, ext_hook=extension, object_hook=count, **bounds)
+      content, raw=False, ext_hook=extension, **bounds)
 
 
 def _array(shape, dtype, data) -> np.ndarray:
@@ -112,7 +113,11 @@ def _flat(tree) -> dict[str, np.ndarray]:
       for name, value in x.items():
         if not isinstance(name, str):
           raise artifact_lib.ArtifactError(f"it has the name {name!r}.")
-        rest.append((f"{path}/{name}" if path else name, value))
+        name = f"{path}/{name}" if path else name
+        if len(name) > MAX_NAME:
+          raise artifact_lib.ArtifactError(
+              f"it has a name of more than {MAX_NAME} characters.")
+        rest.append((name, value))
     elif isinstance(x, np.ndarray) or type(x) in (int, float):
       if path in found or not path:
         raise artifact_lib.ArtifactError(f"it has two arrays at {path!r}, or "

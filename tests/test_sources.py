@@ -84,6 +84,11 @@ array = lambda *parts: msgpack.packb({"a": msgpack.ExtType(
     (b"\xdd\xff\xff\xff\xff" * 1000, "exceeds max_array_len"),
     (b"\xdc\x00\x10" + (b"\xdc\x00\x10" + b"\x80" * 16) * 16 * 100, "."),
     (b"\x81\xa1a" * 2000, "."),
+    (b"".join(
+        b"\x81\xda\x08\x00" + b"k" * 2048 for _ in range(3)) + b"\x80",
+     "name of more than 4096"),
+    (msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(
+        {str(i): {} for i in range(15000)}))}), "20000 entries"),
     (msgpack.packb({str(i): {} for i in range(15000)}), "20000 entries")])
 def test_hostile_msgpack(tmp_path, content, message):
   path = tmp_path / "theta.state"

@@ -20,6 +20,7 @@ import optax
 from learned_opt import base
 from learned_opt import lstm
 from learned_opt import per_parameter
+from learned_opt import placement
 
 # In the order of the LSTM's outputs. Hyperparameters are kept as a tenth of
 # the log of themselves, or for decays of 1 - decay, within these limits.
@@ -98,7 +99,7 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
       rows = len(_filled(params))
       first = lambda: jnp.tile(
           jnp.stack([theta[name] for name in NAMES]), (rows, 1))
-      step, hyperparameters, cells = per_parameter.beside(lambda: (
+      step, hyperparameters, cells = placement.whole(lambda: (
           jnp.zeros([], jnp.int32), first(),
           lstm.start(theta["initial"], rows)), params)
       groups = per_parameter.init_groups(_init_one, params)

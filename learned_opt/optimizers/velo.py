@@ -27,6 +27,7 @@ from learned_opt import loss_features
 from learned_opt import lstm
 from learned_opt import mlp
 from learned_opt import per_parameter
+from learned_opt import placement
 from learned_opt import velo_features
 
 SECOND_DECAY = 0.999
@@ -99,7 +100,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
     def init(params):
       rows = sum(x.size > 0 for x in jax.tree.leaves(params))
-      step, cells, loss = per_parameter.beside(lambda: (
+      step, cells, loss = placement.whole(lambda: (
           jnp.zeros([], jnp.int32), lstm.start(theta["initial"], rows),
           loss_features.init()), params)
       groups = per_parameter.init_groups(accumulators.init, params)
