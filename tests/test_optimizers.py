@@ -322,3 +322,19 @@ def test_unknown_names_and_settings():
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(ValueError, match=message):
     optimizers.get("mulo", **settings)
+
+
+def test_normalized_updates_have_the_rms_of_the_step():
+  lopt = optimizers.get("mulo", hidden=3, step_mult=0.2, vector_mult=0.5,
+                        normalize=True)
+  tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+  params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
+  grads = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape),
+                       params)
+  update, state = jax.jit(tx.update), tx.init(params)
+  for scale in (1.0, 1e-6):
+    updates, _ = update(jax.tree.map(lambda g: scale * g, grads), state, params)
+    for name, rms in (("w", 0.2), ("b", 0.1)):
+      assert np.isclose(np.sqrt(np.mean(updates[name]**2)), rms, rtol=1e-5)
+  updates, _ = update(jax.tree.map(jnp.zeros_like, grads), state, params)
+  assert not np.any(updates["w"]) and not np.any(updates["b"])

@@ -7,9 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+from learned_opt import artifact as artifact_lib
 from learned_opt import blocks
 from learned_opt import optimizers
 from learned_opt.optimizers import nn_adam
+import mulo
 
 # Parameters of one shape share a program, so some stand between others.
 SHAPES = {"a": (3, 4), "b": (4,), "c": (3, 4), "d": (), "e": (5,)}
@@ -157,3 +159,25 @@ def test_on_a_mesh_of_explicit_axes():
   assert all(x.sharding.spec[-2:] == ("x", "y") for x in matrices)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
                updates, expected)
+
+
+def test_mu_velo_is_velo_times_the_update_multipliers(tmp_path):
+  settings = {"lstm_hidden": 4, "bank": 2, "interpolation": 1.0,
+              "param_scale": False}
+  lopt = optimizers.get("velo", **settings)
+  theta = jax.device_get(lopt.init(jax.random.key(0)))
+  shapes = lambda n: {"in": (3, n), "hidden": (n, n), "b": (n,)}
+  params = {k: jnp.ones(shape) for k, shape in shapes(8).items()}
+  bases = {k: jax.ShapeDtypeStruct(shape, jnp.float32)
+           for k, shape in shapes(4).items()}
+  found = {}
+  for rule in ("standard", "mup"):
+    path = tmp_path / f"{rule}.safetensors"
+    mulo.save(path, artifact_lib.Artifact("velo", settings, rule, theta))
+    tx = mulo.load(path, num_steps=10, base_shapes=bases)
+    found[rule], _ = jax.jit(tx.update)(
+        params, tx.init(params), params, value=1.0)
+  for name, factor in (("in", 1), ("hidden", 1 / 8), ("b", 1)):
+    assert np.any(found["standard"][name])
+    np.testing.assert_allclose(
+        found["mup"][name], factor * found["standard"][name], rtol=1e-6)

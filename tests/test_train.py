@@ -44,7 +44,7 @@ def test_result(finished):
   assert artifact.settings == {
       "hidden": 3, "step_mult": 0.1, "exp_mult": 0.1,
       "accumulator_dtype": "float32", "horizon": False, "vector_mult": 1.0,
-      "depth": False, "newton_schulz": 0}
+      "depth": False, "newton_schulz": 0, "normalize": False}
   assert record["steps"] == 40 and record["seed"] == 0
   assert record["horizon"] == [2, 6]
   assert record["tasks"]["digits"]["width"] == 3

@@ -81,7 +81,8 @@ class State(NamedTuple):
 def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
          accumulator_dtype: str = "float32", lowering: str | None = None,
          horizon: bool = False, vector_mult: float = 1.0, depth: bool = False,
-         newton_schulz: int = 0) -> base.LearnedOptimizer:
+         newton_schulz: int = 0, normalize: bool = False
+         ) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
   Args:
@@ -105,6 +106,8 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       a parameter of two or more axes near to each other, 0 for none; all axes
       but the last are its inputs. Of the update that the MLP wrote the
       Frobenius norm then counts, see `learned_opt.orthogonal`.
+    normalize: the update of each parameter gets an RMS of 1, times the
+      multipliers and the schedule, so that the MLP decides its direction alone.
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a
@@ -137,6 +140,9 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       features = _features(
           grad, inverse, param, state.statistics, decays, step, more)
       change = mlp.apply(theta, features, grad.shape, update, lowering)
+      if normalize:
+        change = blocks.materialize(change, step)
+        change *= size * _inverse_rms(jnp.mean(jnp.square(change)))
       if horizon and num_steps is not None:
         change *= _schedule(theta, left, step, num_steps)
       if newton_schulz and grad.ndim > 1:
