@@ -76,8 +76,8 @@ def opt_fn_of(name: str, learning_rate: float | None = None,
   settings = settings or {}
   if name in OPTAX:
     if settings:
-      raise ValueError(f"{name} is an optimizer of optax and takes no settings, "
-                       f"got {settings}; they are of learned optimizers.")
+      raise ValueError(f"{name} is an optimizer of optax and takes no "
+                       f"settings, got {settings}; learned optimizers do.")
     rate = RATES[0] if learning_rate is None else learning_rate
     return lambda theta, *, num_steps=None: OPTAX[name](rate), "mup"
   if name in optimizers.names():

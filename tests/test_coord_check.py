@@ -42,7 +42,7 @@ def test_it_tells_right_from_wrong():
   # One optimizer for all widths, as factors follow from shapes.
   right = mulo.coord_check(
       init, apply_and_loss, scaling.mu_adamw(
-          0.02, base, delta_shapes=delta, eps=1e-12), WIDTHS,
+          0.02, base, inference={"delta_shapes": delta}, eps=1e-12), WIDTHS,
       steps=(1, 2, 5), kinds={"first": "input"}, limits={"input": (-0.1, 0.1)})
   assert right.passed, right.table()
   assert right.layers["second"].kind == "hidden"
