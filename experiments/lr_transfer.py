@@ -67,7 +67,8 @@ def opt_fn_of(method: str, base: tasks_base.Task):
     if method == "Adam":
       return optax.with_extra_args_support(optax.adam(rate, eps=EPS))
     return scaling.mu_adamw(
-        rate, shapes, eps=EPS, delta_shapes=base.base_shapes)
+        rate, shapes, eps=EPS,
+        inference={"delta_shapes": base.base_shapes})
 
   return opt_fn
 

@@ -74,7 +74,16 @@ def ratio_out(fact: facts_lib.Facts) -> float:
 
 def by_facts(of: Callable[[facts_lib.Facts], Any], tree: Any, base_shapes: Any,
              **inference) -> Any:
-  """A function of the facts of each parameter, as a tree like `tree`."""
+  """A function of the facts of each parameter, as a tree like `tree`.
+
+  Raises:
+    ValueError: a leaf without a shape; and see `learned_opt.facts.infer`.
+  """
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    if not hasattr(x, "shape"):
+      raise ValueError(
+          f"Parameter {facts_lib.path_of(path)} is {x!r}, which has no shape: "
+          "make it an array, or take it out of the parameters.")
   found = facts_lib.infer(tree, base_shapes, **inference)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: of(found[facts_lib.path_of(path)]), tree)

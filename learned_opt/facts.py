@@ -1,7 +1,11 @@
 """What each parameter is, from the shapes of a network at two widths.
 
 Nothing is stored on arrays, and no name is looked at unless the user names it.
-Where shapes do not decide, there is an error that says what to declare.
+Where shapes do not tell, there is an error that says what to declare. Shapes do
+not tell a bias or gain of two axes from a matrix, and no error says so: a bias
+(heads, head size) is known for one only if it is alone beside its kernel, and
+those stacked over layers are known by `deeper_shapes`; all else has to be
+declared a "vector", or counts as a matrix.
 """
 
 import collections
@@ -131,6 +135,8 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
     layout: "in_out": kernels are (inputs, outputs), as in flax and haiku;
       "out_in": (outputs, inputs, places), as in equinox.
     readout: whether some parameter must be a readout.
+
+  Biases and gains of two axes may have to be declared, see the module.
 
   Raises:
     ValueError: shapes that do not fit or do not say what a parameter is, and

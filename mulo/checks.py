@@ -20,6 +20,7 @@ import optax
 # Slopes that pass, of log change against log width.
 LIMITS = {"input": (-0.05, 0.05), "hidden": (-0.1, 0.1),
           "attention": (-0.25, 0.25), "output": (-0.25, 0.1)}
+DEPTH_LIMITS = {kind: (-0.2, 0.2) for kind in LIMITS}  # against log depth
 MAX_RESIDUAL = 0.25  # of the fit, in octaves
 FIRST_JUDGED = 2  # a readout that starts at zero moves nothing before
 
@@ -113,7 +114,8 @@ def fit(sizes: Sequence[int], change: np.ndarray) -> Fit:
 
   Args:
     sizes: at least two.
-    change: [sizes, seeds], positive, else the slope is NaN.
+    change: [sizes, seeds], finite and of means over seeds that are positive,
+      else the slope is NaN.
   """
   means = change.mean(1)
   if not (np.all(np.isfinite(change)) and np.all(means > 0)):
@@ -154,11 +156,13 @@ def coord_check(
     tx: the optimizer, or a function of the width.
     widths: in increasing order.
     seeds: networks of each width; also of the batches, equal for all widths.
-    steps: after which it is measured; those before step 2 are not judged.
+    steps: after which it is measured, from 1; those before step 2 are not
+      judged, so that there must be a later one.
     kinds: by layer, "input", "hidden", "attention" (logits of it), "output".
       By default what has as many entries at all widths is an output, all else
-      hidden.
-    limits: by kind, slopes that pass, instead of those in LIMITS.
+      hidden; at several depths all is hidden.
+    limits: by kind, slopes that pass, instead of those in LIMITS, or in
+      DEPTH_LIMITS.
     axis: "width", or "depth" if that is what the numbers are.
     on_width: called with each width when it is done.
 
@@ -166,37 +170,66 @@ def coord_check(
     A report; `.passed`, `.table()`, and the numbers.
 
   Raises:
-    ValueError: less than two widths, or layers that not all widths have.
+    ValueError: less than two widths, no step that is judged, layers that not
+      all widths have (for depth: none that all have), or kinds of no such
+      layer or without limits.
   """
-  if len(widths) < 2 or sorted(set(widths)) != list(widths):
-    raise ValueError(f"widths must be at least two increasing numbers, got "
-                     f"{list(widths)}.")
+  known = {**(DEPTH_LIMITS if axis == "depth" else LIMITS), **(limits or {})}
+  kinds = kinds or {}
+  _check_numbers(widths, steps)
   of_width = tx if not isinstance(tx, tuple) else lambda width: tx
-  found, entries = [], []
-  for width in widths:
-    run, shapes = _runner(init, apply_and_loss, of_width(width), width,
-                          max(steps))
+  runs, shapes = zip(*(_runner(
+      init, apply_and_loss, of_width(width), width, max(steps))
+                       for width in widths))
+  entries = [{name: x.size for name, x in found.items()} for found in shapes]
+  names = _common(entries, axis, kinds, known)
+  found = []
+  for width, run in zip(widths, runs):
     found.append(jax.tree.map(lambda *x: np.stack(x), *[
         jax.device_get(run(jax.random.key(seed))) for seed in range(seeds)]))
-    entries.append({name: x.size for name, x in shapes.items()})
     on_width(width)
-  names = [name for name in entries[0] if all(name in x for x in entries)]
-  if axis == "width" and any(set(x) != set(names) for x in entries):
-    raise ValueError("Not all widths have the same layers: "
-                     f"{[sorted(set(x) - set(names)) for x in entries]}.")
   loss = np.stack([x[0] for x in found])
   change, size = ({name: np.stack([x[i][name] for x in found])
                    for name in names} for i in (1, 2))
   layers = {}
   for name in names:
-    grows = len({x[name] for x in entries}) > 1
-    kind = (kinds or {}).get(name, "hidden" if grows else "output")
+    grows = axis == "depth" or len({x[name] for x in entries}) > 1
+    kind = kinds.get(name, "hidden" if grows else "output")
     at = [t - 1 for t in steps]
     layers[name] = Layer(
-        kind, {**LIMITS, **(limits or {})}[kind], change[name][..., at],
+        kind, known[kind], change[name][..., at],
         size[name][..., [0, *steps]],
         {t: fit(widths, change[name][..., t - 1]) for t in steps})
   return Report(axis, tuple(widths), layers, loss)
+
+
+def _check_numbers(widths, steps) -> None:
+  """Raises ValueError unless there is a slope, and a step that is judged."""
+  if len(widths) < 2 or sorted(set(widths)) != list(widths):
+    raise ValueError(f"widths must be at least two increasing numbers, got "
+                     f"{list(widths)}.")
+  if not steps or min(steps) < 1 or max(steps) < FIRST_JUDGED:
+    raise ValueError(f"steps must be at least 1, and one of them at least "
+                     f"{FIRST_JUDGED}, got {list(steps)}.")
+
+
+def _common(entries, axis, kinds, limits) -> list[str]:
+  """Layers that all sizes have; raises ValueError where they do not fit."""
+  names = [name for name in entries[0] if all(name in x for x in entries)]
+  if not names:
+    raise ValueError("There is no layer that all sizes have, they have: "
+                     f"{[sorted(x) for x in entries]}.")
+  if axis == "width" and any(set(x) != set(names) for x in entries):
+    raise ValueError("Not all widths have the same layers: "
+                     f"{[sorted(set(x) - set(names)) for x in entries]}.")
+  for name, kind in kinds.items():
+    if name not in names:
+      raise ValueError(f"kinds has {name!r}, which is no layer that all sizes "
+                       f"have; these are {', '.join(names)}.")
+    if kind not in limits:
+      raise ValueError(f"kinds says {kind!r} of {name}, a kind without limits; "
+                       f"with limits are {', '.join(limits)}.")
+  return names
 
 
 def _runner(init, apply_and_loss, tx, width, num_steps):

@@ -5,12 +5,14 @@ params = mulo.scaling.rescale_init(wide.init(key, x), base)
 tx = mulo.scaling.mu_adamw(3e-3, base)
 
 At the base width both change nothing; at any other width they follow from the
-shapes of the parameters there. The forward pass stays as it is, but for
+shapes of the parameters there. At the base width itself `infer` sees no axis
+grow and needs `delta_shapes`, the shapes at a third width. The forward pass
+stays as it is, but for
 
 * attention: query times key is multiplied by `attention_mult`, if the size of a
   head grows, and not only the number of heads;
-* a readout that is the embedding as well: logits are multiplied by base width
-  over width;
+* a readout that is the embedding as well: logits are multiplied by what the
+  parametrization has on readouts, for `mup` base width over width;
 * residual branches, under a parametrization for depth: `branch_mult`.
 
 `describe` prints what was concluded about each parameter, and which of these
@@ -18,7 +20,7 @@ changes remain. `infer` says when there are errors instead of conclusions.
 """
 
 import functools
-from typing import Any, Callable, TypeAlias
+from typing import Any, Callable, Mapping, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -110,9 +112,9 @@ def _remains(facts, found, rule) -> list[str]:
   lines += [f"{path}: multiply what is computed with it by {f.output:.4g}."
             for path, f in found.items() if f.output != 1]
   for path, fact in facts.items():
-    if fact.role == "tied":
-      lines.append(f"{path} reads out as well: multiply the logits by "
-                   f"{1 / factors_lib.ratio_out(fact):.4g}.")
+    if fact.role == "tied" and (mult := _tied_mult(fact, rule)) != 1:
+      lines.append(
+          f"{path} reads out as well: multiply the logits by {mult:.4g}.")
   blocks = {(fact.depth, fact.base_depth) for fact in facts.values()}
   for depth, base_depth in sorted(blocks):
     if (mult := branch_mult(depth, base_depth, parametrization=rule)) != 1:
@@ -120,6 +122,13 @@ def _remains(facts, found, rule) -> list[str]:
                    f"{mult:.4g}.")
   return [*lines, "If the size of attention heads grows, multiply query times "
           "key by mulo.scaling.attention_mult(head size, base head size)."]
+
+
+def _tied_mult(fact: Facts, rule: base.Parametrization) -> float:
+  """What the rule has on a readout, for a table that is one as well."""
+  mult = lambda n: rule.output_mult((n, 1), (2 * n, 1))
+  before = fact._replace(shape=fact.base_shape)
+  return mult(fact.fan_out) / mult(before.fan_out)
 
 
 def attention_mult(head_size: int, base_head_size: int, *,
@@ -153,7 +162,14 @@ def rescale_init(params: Any, base_params: Any, *,
     parametrization: see `factors`.
     forward: see `factors`.
     **inference: see `infer`.
+
+  Raises:
+    ValueError: shapes instead of arrays; and see `infer`.
   """
+  for name, tree in (("params", params), ("base_params", base_params)):
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
+      raise ValueError(f"{name} must be arrays, not shapes: the size of their "
+                       "entries is read. Initialise the network.")
   stds = {path: f.std for path, f in factors(
       params, base_params, parametrization=parametrization, forward=forward,
       **inference).items()}
@@ -178,7 +194,8 @@ def rescale_init(params: Any, base_params: Any, *,
 def _scaled(core: optax.GradientTransformation, learning_rate: Rate,
             base_shapes: Any, *, weight_decay: float,
             parametrization: str | base.Parametrization, forward: bool,
-            kappa: float, inference: dict, extra: Callable = lambda fact: 1.0
+            kappa: float, inference: Mapping[str, Any] | None,
+            extra: Callable = lambda fact: 1.0
             ) -> optax.GradientTransformationExtraArgs:
   """`core` on gradients of like size, decay, and a learning rate for each.
 
@@ -186,17 +203,23 @@ def _scaled(core: optax.GradientTransformation, learning_rate: Rate,
   leaves an epsilon in `core` its meaning, and makes what is linear in them
   need the same factor as what does not depend on their size.
   """
+  inference = inference or {}
   of = functools.partial(factors_lib.relative, _rule(parametrization),
                          forward=forward, kappa=kappa)
   by = lambda f: factors_lib.scale_by_facts(f, base_shapes, **inference)
   links = [by(lambda fact: 1 / of(fact).gradient), core,
            by(lambda fact: extra(fact) * of(fact).update)]
-  if weight_decay:
+  if not _is_zero(weight_decay):
     decays = lambda params: factors_lib.by_facts(
         lambda fact: weight_decay * of(fact).decay * of(fact).update, params,
         base_shapes, **inference)
     links.append(_add_decay(decays))
   return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
+
+
+def _is_zero(x: Any) -> bool:
+  """Whether it is the number 0; what `inject_hyperparams` traces is not."""
+  return isinstance(x, (int, float)) and x == 0
 
 
 def _add_decay(decays: Callable) -> optax.GradientTransformation:
@@ -216,7 +239,8 @@ def mu_adamw(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
              b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
              kappa: float = 0.0,
              parametrization: str | base.Parametrization = "mup",
-             forward: bool = False, **inference
+             forward: bool = False,
+             inference: Mapping[str, Any] | None = None
              ) -> optax.GradientTransformationExtraArgs:
   """AdamW with the learning rates, epsilons and decays of a parametrization.
 
@@ -234,7 +258,7 @@ def mu_adamw(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
       weight_decay for all, times learning rates that fall).
     parametrization: see `factors`.
     forward: see `factors`.
-    **inference: see `infer`.
+    inference: further arguments of `infer`.
 
   Reference:
     Yang et al., 2022, https://arxiv.org/abs/2203.03466; kappa: Fan et al.,
@@ -250,10 +274,12 @@ def mu_sgd(learning_rate: Rate, base_shapes: Any, *, momentum: float = 0.0,
            nesterov: bool = False, weight_decay: float = 0.0,
            kappa: float = 0.0,
            parametrization: str | base.Parametrization = "mup",
-           forward: bool = False, **inference
+           forward: bool = False,
+           inference: Mapping[str, Any] | None = None
            ) -> optax.GradientTransformationExtraArgs:
   """SGD; arguments as in `mu_adamw`, and momentum as in `optax.sgd`."""
-  core = optax.trace(momentum, nesterov) if momentum else optax.identity()
+  core = optax.identity() if _is_zero(momentum) else optax.trace(
+      momentum, nesterov)
   return _scaled(
       core, learning_rate, base_shapes, weight_decay=weight_decay,
       parametrization=parametrization, forward=forward, kappa=kappa,
@@ -263,7 +289,8 @@ def mu_sgd(learning_rate: Rate, base_shapes: Any, *, momentum: float = 0.0,
 def mu_lion(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
             b2: float = 0.99, weight_decay: float = 0.0, kappa: float = 0.0,
             parametrization: str | base.Parametrization = "mup",
-            forward: bool = False, **inference
+            forward: bool = False,
+            inference: Mapping[str, Any] | None = None
             ) -> optax.GradientTransformationExtraArgs:
   """Lion; arguments as in `mu_adamw`, see `optax.lion`."""
   return _scaled(
@@ -277,13 +304,16 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
             kappa: float = 0.0, adam_learning_rate: Rate | None = None,
             adam_b1: float = 0.9, adam_b2: float = 0.999,
             parametrization: str | base.Parametrization = "mup",
-            forward: bool = False, **inference
+            forward: bool = False,
+            inference: Mapping[str, Any] | None = None
             ) -> optax.GradientTransformationExtraArgs:
   """Muon for hidden matrices, AdamW for all else.
 
   Updates of hidden matrices are orthogonal ones times sqrt(outputs / inputs)
   (at the base width times sqrt(max(1, outputs / inputs)), as in optax), each
-  layer or expert of a stack by itself.
+  layer or expert of a stack by itself. That holds under parametrizations whose
+  updates of hidden matrices are as 1 / inputs, as those of `mup` are; what
+  others have besides is on Muon's updates, too.
 
   Args:
     learning_rate: of hidden matrices, tuned at the base width.
@@ -298,19 +328,28 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
     adam_b2: see `mu_adamw`.
     parametrization: see `factors`.
     forward: see `factors`.
-    **inference: see `infer`.
+    inference: further arguments of `infer`.
 
   Returns:
     A transformation; its `init` raises ValueError where shapes leave open what
     the rows and columns of a hidden parameter are.
 
+  Raises:
+    ValueError: a parametrization without a rule for width.
+
   Reference:
     Jordan et al., 2024, https://kellerjordan.github.io/posts/muon; Yang et al.,
     2023, https://arxiv.org/abs/2310.17813 (sizes of updates).
   """
+  if not _rule(parametrization).needs_base_shapes:
+    raise ValueError("mu_muon needs a parametrization with a rule for width, "
+                     f"got {parametrization!r}.")
+  inference = dict(inference or {})
+  # Each of the two sees a part of the parameters only.
+  part = inference | {"readout": False}
   common: dict[str, Any] = dict(
       weight_decay=weight_decay, parametrization=parametrization,
-      forward=forward, kappa=kappa, inference=inference)
+      forward=forward, kappa=kappa, inference=part)
 
   def extra(fact):
     ins, outs = factors_lib.ratio_in(fact), factors_lib.ratio_out(fact)
@@ -320,8 +359,6 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
   label = lambda fact: "muon" if fact.role == "hidden" else "adam"
   by = lambda of, **settings: lambda tree: factors_lib.by_facts(
       of, tree, base_shapes, **(inference | settings))
-  # Each of the two sees a part of the parameters only.
-  common["inference"] = part = inference | {"readout": False}
   return optax.partition(
       {"muon": _scaled(
           optax.contrib.scale_by_muon(

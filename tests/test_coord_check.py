@@ -42,7 +42,7 @@ def test_it_tells_right_from_wrong():
   # One optimizer for all widths, as factors follow from shapes.
   right = mulo.coord_check(
       init, apply_and_loss, scaling.mu_adamw(
-          0.02, base, delta_shapes=delta, eps=1e-12), WIDTHS,
+          0.02, base, inference={"delta_shapes": delta}, eps=1e-12), WIDTHS,
       steps=(1, 2, 5), kinds={"first": "input"}, limits={"input": (-0.1, 0.1)})
   assert right.passed, right.table()
   assert right.layers["second"].kind == "hidden"
@@ -87,9 +87,40 @@ def test_verdicts(slope, residual, step, words):
   assert ("FAIL" in report.table()) == bool(words)
 
 
-def test_widths_must_increase():
-  with pytest.raises(ValueError, match="increasing"):
-    mulo.coord_check(init, apply_and_loss, optax.sgd(0.1), (32, 16))
+@pytest.mark.parametrize("settings, message", [
+    ({"widths": (32, 16)}, "increasing"), ({"steps": ()}, "at least 2, got"),
+    ({"steps": (1,)}, "at least 2, got"), ({"steps": (0, 2)}, "at least 1"),
+    ({"kinds": {"third": "input"}}, "'third', which is no layer"),
+    ({"kinds": {"second": "middle"}}, "'middle' of second, a kind without")])
+def test_errors(settings, message):
+  """Each of them before anything is trained."""
+
+  def fail(width):
+    raise AssertionError(f"Trained at width {width}.")
+
+  with pytest.raises(ValueError, match=message):
+    mulo.coord_check(init, apply_and_loss, optax.sgd(0.1), **{
+        "widths": (16, 32), "on_width": fail, **settings})
+
+
+@pytest.mark.parametrize("axis", ["width", "depth"])
+def test_no_common_layer(axis):
+
+  def renamed(params, key, width):
+    loss, layers = apply_and_loss(params, key, width)
+    return loss, {f"{name} {width}": x for name, x in layers.items()}
+
+  with pytest.raises(ValueError, match="no layer that all"):
+    mulo.coord_check(init, renamed, optax.sgd(0.1), (16, 32), axis=axis)
+
+
+def test_depth_has_its_own_kind_and_limits():
+  """As many entries at all depths do not make an output."""
+  report = mulo.coord_check(
+      lambda key, depth: init(key, 4), apply_and_loss, optax.sgd(0.1), (1, 2),
+      seeds=1, steps=(2,), axis="depth")
+  assert {(x.kind, x.limits) for x in report.layers.values()} == {
+      ("hidden", (-0.2, 0.2))}
 
 
 @pytest.mark.parametrize("name, settings, expected", [
@@ -156,6 +187,12 @@ def asked(tmp_path, **flags):
       **flags})
 
 
+def test_a_learning_rate_of_zero_is_one():
+  tx = coord_check.opt_fn_of("adam", 0.0)[0](None)
+  updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+  np.testing.assert_array_equal(updates, 0)
+
+
 def test_command(tmp_path, capsys):
   status = coord_check.run(asked(
       tmp_path, parametrization="standard", with_control=False))
@@ -186,6 +223,7 @@ def test_exit_status(tmp_path, monkeypatch, slope, of_control, status):
 @pytest.mark.parametrize("flags, message", [
     ({"optimizer": "adamm"}, "neither a file nor"),
     ({"task": "quadratic", "settings": []}, "no layers to look at|not take"),
+    ({"optimizer_settings": ["hidden=4"]}, "takes no settings"),
     ({"sizes": ["8"]}, "at least two")])
 def test_errors_of_the_command(tmp_path, flags, message):
   with pytest.raises((ValueError, OSError), match=message):

@@ -247,7 +247,8 @@ def test_epsilons_follow_gradients():
 def test_nothing_changes_at_the_base_width(name, plain):
   params = params_of(jax.random.key(0), BASE)
   tx = OPTIMIZERS[name](
-      base_shapes=params, delta_shapes=params_of(jax.random.key(0), WIDE))
+      base_shapes=params,
+      inference={"delta_shapes": params_of(jax.random.key(0), WIDE)})
   np.testing.assert_array_equal(
       losses(tx, params, 1.0), losses(plain, params, 1.0))
 
@@ -281,14 +282,46 @@ def test_initial_weights():
                  found, again)
 
 
+@pytest.mark.parametrize("make", [scaling.mu_adamw, scaling.mu_sgd])
+def test_hyperparameters_can_be_injected(make):
+  """All of them, and they do what they do as constants."""
+  base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
+  injected = optax.inject_hyperparams(make, static_args=("base_shapes",))
+  found = []
+  for tx in (make(1e-3, base, weight_decay=0.1),
+             injected(learning_rate=1e-3, base_shapes=base, weight_decay=0.1)):
+    found.append(jax.jit(tx.update)(params, tx.init(params), params)[0])
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=1e-5, atol=1e-9), *found)
+
+
+def test_a_tied_readout_has_the_factor_of_the_rule():
+  shapes, bases = tree(embed=(7, 64)), tree(embed=(7, 16))
+  said = lambda name: scaling.describe(
+      shapes, bases, parametrization=name, overrides={"embed": "tied"})
+  assert "embed reads out as well: multiply the logits by 0.25." in said("mup")
+  assert "reads out" not in said("standard")
+
+
+def test_shapes_are_no_arrays():
+  base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
+  with pytest.raises(ValueError, match="base_params must be arrays"):
+    scaling.rescale_init(params, jax.eval_shape(lambda: base))
+  with pytest.raises(ValueError, match="Parameter gain is 1.0, which has no"):
+    scaling.mu_adamw(1.0, base | {"gain": 1.0}).init(params | {"gain": 1.0})
+
+
 def test_muon():
+  with pytest.raises(ValueError, match="a rule for width, got 'standard'"):
+    scaling.mu_muon(1.0, {}, parametrization="standard")
   base = {"w": np.ones((4, 8, 16)), "o": np.ones((8, 3))}
   params = {"w": np.ones((4, 32, 64)), "o": np.ones((32, 3))}
   with pytest.raises(ValueError, match="places or a stack"):
     tx = scaling.mu_muon(1.0, base)
     tx.update(params, tx.init(params), params)
   tx = scaling.mu_muon(
-      1.0, base, overrides={"w": scaling.Override(stack=(0,))})
+      1.0, base,
+      inference={"overrides": {"w": scaling.Override(stack=(0,))}})
   grads = {"w": jax.random.normal(jax.random.key(0), (4, 32, 64)),
            "o": np.ones((32, 3))}
   updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)

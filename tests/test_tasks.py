@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from learned_opt import parametrizations
+from meta_train import unroll
 from tasks import base
 from tasks import layers
 from tasks import normalizers
@@ -96,6 +97,14 @@ def test_every_task(name, settings, parametrization):
   jax.tree.map(lambda g: np.testing.assert_array_less(0, g[2]), gradients)
   losses = task.normalize(losses)
   assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_blocks_of_resnets(norm):
+  """What is said about blocks is about parameters that there are."""
+  task = suite.get("resnet", MUP, norm=norm, **SMALL["resnet"])
+  unroll.scaled(lambda theta, **_: optax.identity(), MUP, task)(None).init(
+      jax.eval_shape(task.init, jax.random.key(0)))
 
 
 def check_base_shapes(task, params):

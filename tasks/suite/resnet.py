@@ -68,7 +68,8 @@ def make(parametrization, images: images_lib.Images, width: int = 16,
   branch = blocks**-depth_exponent * parametrization.branch_mult(blocks)
   build = lambda width: ResNet(width, depth, stages, branch, activation, norm,
                                images.num_classes)
+  inside = {f"Conv_{i + 1}/*": blocks for i in range(2 * blocks)}
+  if norm != "none":
+    inside |= {f"*Norm_{i}/*": blocks for i in range(2 * blocks)}
   return networks.from_flax(
-      parametrization, build, width, images.batch, init_scale,
-      {**{f"*Norm_{i}/*": blocks for i in range(2 * blocks)},
-       **{f"Conv_{i + 1}/*": blocks for i in range(2 * blocks)}})
+      parametrization, build, width, images.batch, init_scale, inside)
