@@ -1,5 +1,6 @@
 """Every optimizer fits optax and JAX, and the checks of that can fail."""
 
+import contextlib
 import sys
 import unittest
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_golden
 
 from experiments import contract
 from learned_opt import optimizers
@@ -216,11 +218,31 @@ def make(step_mult: float = 0.1) -> base.LearnedOptimizer:
 '''
 
 
+def vectors(step_mult):
+  """What is in a file of tests/golden, of NEW: six steps with one sign."""
+  params = {"w": np.float32([[1, 2], [3, 4]]), "b": np.float32([0, 1])}
+  arrays = {"optimizer": "sign_descent", "settings": '{"step_mult": 0.1}',
+            "theta/log_step": np.float32([0.5, -0.5])}
+  for name, x in params.items():
+    arrays[f"params/{name}"] = x
+    step = step_mult * np.exp(0.5 if x.ndim == 1 else -0.5)
+    for t in range(6):
+      arrays[f"grads/{t}/{name}"] = np.full_like(x, -2)
+      arrays[f"after/{t}/{name}"] = np.float32(x + (t + 1) * step)
+  return arrays
+
+
 def test_a_new_optimizer_is_one_file(tmp_path, monkeypatch):
-  """As WORKSPACE.md says; it is found by its name, and keeps the contract."""
+  """As WORKSPACE.md says: found by its name, held to contract and vectors."""
   (tmp_path / "sign_descent.py").write_text(NEW)
   monkeypatch.setattr(optimizers, "__path__",
                       [*optimizers.__path__, str(tmp_path)])
   assert "sign_descent" in optimizers.names()
   factory = contract.factories(tmp_path)["sign_descent"]
   assert not {k: v for k, v in testing.run(factory).items() if v}
+  for step_mult in (0.1, 0.1001):
+    path = tmp_path / f"sign_descent_{step_mult}.npz"
+    np.savez(path, **vectors(step_mult))
+    with contextlib.nullcontext() if step_mult == 0.1 else pytest.raises(
+        AssertionError):
+      test_golden.compare(path)
