@@ -22,8 +22,8 @@ LO = "learned_optimization/"
 ROUNDING = 3e-4  # of the parameters, in steps of 0.001
 EXACT = 2e-5
 
-# Of files in a published layout: the layout, settings that they do not show, and
-# the largest deviation relative to the movement. Others say "optimizer" and
+# Of files in a published layout: the layout, settings that they do not show,
+# and the largest deviation relative to the movement. Others say "optimizer" and
 # "settings" (JSON) themselves, and have our names in theta.
 FILES = {
     "mlp_lopt": (f"{LO}mlp_lopt", {}, ROUNDING),
