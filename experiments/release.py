@@ -106,9 +106,9 @@ each of {len(record["tasks"])} tasks |
 | sha256 of theta | {artifact_lib.sha256(artifact.theta)} |
 | sha256 of the file | {file_sha256} |
 
-A checkout of that git revision gives this theta again, on this software and
-kind of CPU; others may round differently, which after some hundred outer steps
-is another theta.
+To make this theta again takes a checkout of that git revision, this software
+and this kind of CPU: what rounds differently gives another theta after some
+hundred outer steps. The card does not claim that the run was repeated.
 
 ## Tasks it was meta-trained on
 

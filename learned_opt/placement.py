@@ -25,11 +25,10 @@ _Spec = jax.sharding.PartitionSpec
 
 def _sharding(x) -> jax.sharding.NamedSharding | None:
   """How x is split over a mesh, as far as one can know; None if it is not."""
-  typed = jax.typeof(x).sharding
-  if any(axis is not None for axis in typed.spec):
-    return typed
   if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
-    return None
+    typed = jax.typeof(x).sharding
+    return typed if any(axis is not None for axis in typed.spec) else None
+  # Not its type, which does not name devices where no mesh is set.
   concrete = x.sharding
   if isinstance(concrete, jax.sharding.NamedSharding):
     return concrete if concrete.mesh.size > 1 else None

@@ -181,3 +181,30 @@ def test_mu_velo_is_velo_times_the_update_multipliers(tmp_path):
     assert np.any(found["standard"][name])
     np.testing.assert_allclose(
         found["mup"][name], factor * found["standard"][name], rtol=1e-6)
+
+
+def test_arrays_on_no_mesh_beside_one_in_use():
+  lopt = optimizers.get("hyperparam_adam")
+  tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+  params = {"w": np.ones((4, 4), np.float32)}
+  expected, _ = tx.update(params, tx.init(params), params)
+  mesh = jax.make_mesh((8,), ("x",), devices=jax.devices()[:8],
+                       axis_types=(jax.sharding.AxisType.Explicit,))
+  before = tx.init(params)
+  with jax.set_mesh(mesh):
+    for state in (before, tx.init(params)):
+      updates, _ = tx.update(params, state, params)
+      np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)
+
+
+def test_what_belongs_to_no_parameter_is_not_split():
+  lopt = optimizers.get("velo", lstm_hidden=16, bank=2)
+  tx = lopt.opt_fn(lopt.init(jax.random.key(0)), num_steps=10)
+  mesh = jax.make_mesh((8,), ("x",), devices=jax.devices()[:8])
+  split = lambda x, spec: jax.device_put(
+      x, jax.sharding.NamedSharding(mesh, spec))
+  params = {"a": jnp.ones((16, 3)),  # on one device
+            "b": split(jnp.ones(16), jax.P("x"))}  # as long as the LSTM's state
+  state = tx.init(params)
+  for x in (state.step, *state.lstm, *state.loss):
+    assert x.sharding.is_fully_replicated and len(x.sharding.device_set) == 8
