@@ -37,6 +37,7 @@ import pandas as pd
 import tqdm
 
 from experiments import transfer
+from learned_opt import base
 from learned_opt import facts
 from learned_opt import optimizers
 from learned_opt import parametrizations
@@ -123,7 +124,7 @@ def ends(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
   return found
 
 
-def check(opt_fn: Callable, parametrization: str, section: dict[str, Any],
+def check(opt_fn: Callable, rule: base.Parametrization, section: dict[str, Any],
           axis: str, sizes: tuple[int, ...], seeds: int, steps: tuple[int, ...],
           data_dir: str | None, on_size: Callable[[int], None]
           ) -> checks.Report:
@@ -131,7 +132,7 @@ def check(opt_fn: Callable, parametrization: str, section: dict[str, Any],
 
   Args:
     opt_fn: see `opt_fn_of`.
-    parametrization: of network and updates.
+    rule: of network and updates.
     section: the task, see `meta_train.program.task_of`.
     axis: setting of the task that grows.
     sizes: its values.
@@ -143,7 +144,6 @@ def check(opt_fn: Callable, parametrization: str, section: dict[str, Any],
   Raises:
     ValueError: settings that do not fit, or a task without layers or width.
   """
-  rule = parametrizations.get(parametrization)
   tasks = {size: program.task_of(section | {axis: size}, rule, data_dir)
            for size in sizes}
   task = tasks[sizes[0]]
@@ -264,8 +264,8 @@ def reports_of(found) -> dict[str, checks.Report]:
         rate = RATES[rule == "standard"]
       opt_fn, _ = opt_fn_of(found.optimizer, rate, own_settings)
       reports[name] = check(
-          opt_fn, rule, section, found.axis, values, found.seeds, steps,
-          found.data_dir, lambda _: bar.update())
+          opt_fn, parametrizations.get(rule), section, found.axis, values,
+          found.seeds, steps, found.data_dir, lambda _: bar.update())
   return reports
 
 

@@ -130,8 +130,9 @@ def changes(form: str, reader: str, widths: tuple[int, ...], seeds: int
   """How much layers change, as `coord_check.rows`."""
   lopt, theta = optimizer(form, reader)
   report = coord_check.check(
-      lambda _, **settings: lopt.opt_fn(theta, **settings), "mup", SECTION,
-      "width", widths, seeds, STEPS, None, lambda _: None)
+      lambda _, **settings: lopt.opt_fn(theta, **settings),
+      parametrizations.get("mup"), SECTION, "width", widths, seeds, STEPS, None,
+      lambda _: None)
   found = coord_check.rows(report, f"{reader}, {form}")
   return found.to_dict("records")
 

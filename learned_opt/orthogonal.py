@@ -37,6 +37,26 @@ def iterate(y: jax.Array, iterations: int) -> jax.Array:
   return y
 
 
+def iterate_grams(y: jax.Array, iterations: int) -> jax.Array:
+  """`iterate`, at 60 % of its cost where columns are four times the rows.
+
+  An iteration multiplies by a polynomial in y @ y.mT, so the product of these
+  can be found from m x m matrices alone; equal but for rounding.
+  """
+  if not iterations:
+    return y
+  a, b, c = COEFFICIENTS
+  gram = y @ y.mT
+  eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=y.dtype), gram.shape)
+  product = None
+  for i in range(iterations):
+    step = a * eye + b * gram + c * gram @ gram
+    product = step if product is None else step @ product
+    if i < iterations - 1:
+      gram = step @ gram @ step
+  return product @ y
+
+
 def equalize(x: jax.Array, iterations: int) -> jax.Array:
   """Brings the singular values of x to about ||x|| / 4, with ||.|| Frobenius.
 
@@ -72,7 +92,8 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   y /= jnp.where(some, largest, 1)  # so that squares have no overflow
   norm = jnp.sqrt(jnp.where(some, jnp.sum(y**2, (1, 2), keepdims=True), 1))
   y /= norm
-  y = iterate(y, iterations)
+  many = num_blocks > 1 and columns >= 2 * side
+  y = (iterate_grams if many else iterate)(y, iterations)
   y *= norm * largest * SIDE**-0.5
   y = y.reshape(-1, columns)[:rows]
   return (y if wide else y.T).reshape(x.shape)

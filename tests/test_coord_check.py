@@ -62,6 +62,48 @@ def test_it_tells_right_from_wrong():
   assert wrong.table().count("FAIL") == 2 and "| PASS |" in wrong.table()
 
 
+def of_task(opt_fn, rule, widths=(32, 128, 512)):
+  rule = parametrizations.get(rule) if isinstance(rule, str) else rule
+  report = coord_check.check(
+      opt_fn, rule, {"name": "mlp", "depth": 2}, "width", widths, 2, (2, 5),
+      None, lambda size: None)
+  return report, {
+      layer.kind: {step: fit.slope for step, fit in layer.fits.items()}
+      for layer in report.layers.values()}
+
+
+def test_a_learned_optimizer_with_random_weights():
+  opt_fn, rule = coord_check.opt_fn_of("adafac_mlp", settings={"hidden": 4})
+  assert rule == "mup"
+  _, slopes = of_task(opt_fn, rule, (32, 256))
+  for kind, floor in (("input", -0.2), ("hidden", -0.2), ("output", -0.3)):
+    for slope in slopes[kind].values():
+      assert floor <= slope <= 0.1, (kind, slope)
+
+
+def aligned(rate):
+  """Updates have the signs of gradients, as those of a trained optimizer."""
+  return lambda theta, *, num_steps=None: optax.chain(
+      optax.scale_by_adam(eps=1e-16), optax.stateless(
+          lambda updates, params: jax.tree.map(
+              lambda x: -rate * jnp.tanh(x), updates)))
+
+
+def test_an_aligned_learned_optimizer():
+  """The rule passes; a part of it is not enough, and neither is none."""
+  report, slopes = of_task(aligned(0.05), "mup")
+  assert report.passed, report.table()
+  assert abs(slopes["hidden"][5]) < 0.05
+  _, slopes = of_task(aligned(0.01), "standard")
+  assert slopes["hidden"][2] > 0.4
+  of_updates = parametrizations.get("mup").update_mult
+  hidden_alone = parametrizations.get("standard")._replace(
+      update_mult=of_updates, needs_base_shapes=True)
+  _, slopes = of_task(aligned(0.05), hidden_alone)
+  assert abs(slopes["hidden"][2]) < 0.2
+  assert slopes["output"][2] > 0.4
+
+
 def test_fit():
   sizes = np.array([64, 128, 256, 512])
   line = 3.0 * np.stack([sizes**0.5, sizes**0.5], 1)

@@ -34,7 +34,8 @@ def test_against_singular_values(shape, scale):
 
 
 @pytest.mark.parametrize("shape, ends", [
-    ((10, 9), [3, 6]), ((3, 3, 8), [4]), ((5, 11), [3]), ((4, 30), [])])
+    ((10, 9), [3, 6]), ((3, 3, 8), [4]), ((5, 11), [3]), ((5, 5), [3]),
+    ((4, 30), [])])
 def test_blocks_of_the_shorter_side(shape, ends, monkeypatch):
   monkeypatch.setattr(orthogonal, "BLOCK", 4)
   x = np.asarray(jax.random.normal(jax.random.key(0), shape))

@@ -12,6 +12,7 @@ import pytest
 from learned_opt import factors
 from learned_opt import optimizers
 from learned_opt import parametrizations
+from learned_opt import width
 from mulo import scaling
 
 
@@ -155,6 +156,44 @@ def test_golden_factors(name, forward):
     assert f == (1, 1, 1, 1, role != "vector")
 
 
+def symmetric():
+  """Table 9 of Tensor Programs V: muP with its factors shared out evenly."""
+
+  def rule(of_width):
+    def scale(shape, base_shape):
+      role = width.role(shape, base_shape)
+      n = width.fan_in(shape, base_shape) if role == "output" else (
+          width.fan_out(shape, base_shape))
+      return of_width(n, role)
+    return scale
+
+  mup = parametrizations.get("mup")
+  hidden = lambda of, of_width: lambda shape, base_shape: (
+      of if width.role(shape, base_shape) == "hidden" else rule(of_width))(
+          shape, base_shape)
+  root = lambda n, role: n**-0.5
+  return mup._replace(
+      init_std=hidden(mup.init_std, root),
+      output_mult=hidden(mup.output_mult, lambda n, role: n**(
+          -0.5 if role == "output" else 0.5)),
+      update_mult=hidden(mup.update_mult, root),
+      gradient_scale=hidden(mup.gradient_scale, root))
+
+
+def test_golden_factors_of_table_9():
+  bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
+  found = scaling.factors(
+      shapes, bases, parametrization=symmetric(), forward=True)
+  first = (1 / 2, 2, 1 / 2, 1, 1 / 2)
+  expected = {
+      "input": (*first, 2), "vector": (*first, 0),
+      "hidden": GOLDEN["mup", True]["hidden"],
+      "output": (1 / 2, 1 / 2, 1 / 2, 1, 1 / 2, 2)}
+  for role, f in found.items():
+    assert (f.std, f.output, f.update, f.update / f.gradient, f.gradient,
+            f.decay) == pytest.approx(expected[role]), role
+
+
 @pytest.mark.parametrize("name, settings, branch, update, gradient", [
     ("mup", {}, 1, 1, 1), ("depth_mup", {}, 1 / 2, 1 / 2, 1 / 2),
     ("completep", {}, 1 / 4, 1, 1 / 4),
@@ -179,9 +218,10 @@ def params_of(key, n):
           } | {"vector": jnp.zeros(n)}
 
 
-def outputs(params, x, mult=1.0):
+def outputs(params, x, mults=None):
+  params = params | {k: mult * params[k] for k, mult in (mults or {}).items()}
   h = jnp.tanh(x @ params["input"] + params["vector"][None])
-  return mult * (jnp.tanh(h @ params["hidden"]) @ params["output"])
+  return jnp.tanh(h @ params["hidden"]) @ params["output"]
 
 
 BASE, WIDE = 16, 64  # factors are powers of two
@@ -191,9 +231,9 @@ OPTIMIZERS = {
     "lion": functools.partial(scaling.mu_lion, 0.03, weight_decay=0.1)}
 
 
-def losses(tx, params, mult, steps=20):
+def losses(tx, params, mults=None, steps=20):
   x, y = jax.random.normal(jax.random.key(5), (2, 32, 5))
-  loss = lambda params: jnp.mean((outputs(params, x, mult) - y[:, :3])**2)
+  loss = lambda params: jnp.mean((outputs(params, x, mults) - y[:, :3])**2)
 
   def step(carry, _):
     params, state = carry
@@ -207,16 +247,20 @@ def losses(tx, params, mult, steps=20):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_factor_in_the_forward_pass_can_be_in_the_update(name):
+  """Tables 3, 8 and 9 of Tensor Programs V are the same."""
   base = params_of(jax.random.key(0), BASE)
   start = params_of(jax.random.key(1), WIDE)
   found = []
-  for forward in (True, False):
-    params = scaling.rescale_init(start, base, forward=forward)
+  for rule, forward in (("mup", False), ("mup", True), (symmetric(), True)):
+    settings = {"parametrization": rule, "forward": forward}
+    params = scaling.rescale_init(start, base, **settings)
+    mults = {k: f.output for k, f in scaling.factors(
+        start, base, **settings).items()}
     found.append(losses(
-        OPTIMIZERS[name](base_shapes=base, forward=forward), params,
-        BASE / WIDE if forward else 1.0))
+        OPTIMIZERS[name](base_shapes=base, **settings), params, mults))
   assert found[0][-1] < 0.95 * found[0][0]
-  np.testing.assert_allclose(*found, rtol=1e-5)
+  np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+  np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
 
 
 def test_epsilons_follow_gradients():
@@ -250,7 +294,7 @@ def test_nothing_changes_at_the_base_width(name, plain):
       base_shapes=params,
       inference={"delta_shapes": params_of(jax.random.key(0), WIDE)})
   np.testing.assert_array_equal(
-      losses(tx, params, 1.0), losses(plain, params, 1.0))
+      losses(tx, params), losses(plain, params))
 
 
 @pytest.mark.parametrize("kappa", [0, 0.5, 1])
@@ -373,6 +417,7 @@ def test_learned_optimizer_without_a_factor_in_the_forward_pass():
     tx = optax.chain(
         lopt.opt_fn(lopt.init(jax.random.key(0))),
         factors.scale_by_parametrization(rule, base, forward=forward))
-    found.append(losses(tx, params, 1 / WIDE if forward else 1.0, steps=8))
+    found.append(losses(
+        tx, params, {"output": 1 / WIDE if forward else 1.0}, steps=8))
   assert abs(found[0][-1] / found[0][0] - 1) > 1e-3
   np.testing.assert_allclose(*found, rtol=1e-4)
