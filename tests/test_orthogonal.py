@@ -99,6 +99,18 @@ def test_what_is_kept_in_memory_has_the_same_gradient():
   assert np.array_equal(jax.jit(square)(x), np.sum(x**2))
 
 
+def test_recomputing_changes_nothing_but_rounding():
+  params = {"w": jax.random.normal(jax.random.key(0), (6, 4))}
+  settings = {"hidden": 4, "newton_schulz": 3}
+  found = []
+  for recompute in (False, True):
+    lopt = optimizers.get("mulo", recompute=recompute, **settings)
+    tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
+    found.append(jax.jit(tx.update)(params, tx.init(params), params)[0]["w"])
+  np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-8)
+  assert "recompute" not in optimizers.all_settings("mulo", **settings)
+
+
 @pytest.mark.parametrize("iterations", [-1, 1.5, True])
 def test_iterations_that_make_no_sense(iterations):
   with pytest.raises(ValueError, match=f"newton_schulz = {iterations}"):

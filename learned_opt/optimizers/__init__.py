@@ -6,6 +6,8 @@ from typing import Any
 from learned_opt import base
 from learned_opt import placement
 
+HOW = ("lowering", "recompute")  # settings of any optimizer
+
 names = functools.partial(base.names, __name__)
 
 
@@ -17,10 +19,10 @@ def get(name: str, /, **settings) -> base.LearnedOptimizer:
 def all_settings(name: str, /, **settings) -> dict[str, Any]:
   """The settings that theta belongs to, defaults included.
 
-  Without "lowering", which says how an update is computed, not which.
+  Without those that say how an update is computed, not which.
 
   Raises:
     ValueError: see `base.get`.
   """
   found = base.all_settings(__name__, name, **settings)
-  return {key: value for key, value in found.items() if key != "lowering"}
+  return {key: value for key, value in found.items() if key not in HOW}

@@ -81,8 +81,8 @@ class State(NamedTuple):
 def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
          accumulator_dtype: str = "float32", lowering: str | None = None,
          horizon: bool = False, vector_mult: float = 1.0, depth: bool = False,
-         newton_schulz: int = 0, normalize: bool = False
-         ) -> base.LearnedOptimizer:
+         newton_schulz: int = 0, normalize: bool = False,
+         recompute: bool = False) -> base.LearnedOptimizer:
   """The optimizer; theta has 42 H + H^2 + 4 H + 9 numbers (441 for H = 8).
 
   Args:
@@ -108,6 +108,10 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       Frobenius norm then counts, see `learned_opt.orthogonal`.
     normalize: the update of each parameter gets an RMS of 1, times the
       multipliers and the schedule, so that the MLP decides its direction alone.
+    recompute: the compiler may compute the MLP again for each use of what it
+      wrote in Newton-Schulz iterations. On a CPU that takes several times as
+      long, and rounds otherwise; mulo-s was meta-trained so. Updates are the
+      same but for that, so it is no setting that theta belongs to.
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a
@@ -117,6 +121,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
                      exp_mult=exp_mult, vector_mult=vector_mult)
   accumulators.check_dtype(accumulator_dtype)
   orthogonal.check_iterations(newton_schulz)
+  keep = (lambda x, count: x) if recompute else blocks.materialize
 
   def init(key):
     num_features = NUM_FEATURES + (NUM_HORIZON_FEATURES if horizon else 0)
@@ -141,13 +146,12 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
           grad, inverse, param, state.statistics, decays, step, more)
       change = mlp.apply(theta, features, grad.shape, update, lowering)
       if normalize:
-        change = blocks.materialize(change, step)
+        change = keep(change, step)
         change *= size * _inverse_rms(jnp.mean(jnp.square(change)))
       if horizon and num_steps is not None:
         change *= _schedule(theta, left, step, num_steps)
       if newton_schulz and grad.ndim > 1:
-        change = orthogonal.equalize(
-            blocks.materialize(change, step), newton_schulz)
+        change = orthogonal.equalize(keep(change, step), newton_schulz)
       return change, state
 
     init_one = lambda shape: State(

@@ -19,7 +19,7 @@ WIDTHS = (128, 512, 1024)
 def get_config() -> ml_collections.ConfigDict:
   """Perceptrons of three hidden layers on CIFAR-10 in full size."""
   config = mulo_s.get_config().unlock()
-  config.optimizer.hidden = 32
+  config.optimizer.update(hidden=32, recompute=False)
   config.tasks = {
       f"mlp_w{width}": {
           "name": "mlp", "dataset": "cifar10", "width": width, "depth": 3,

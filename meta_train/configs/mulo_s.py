@@ -43,7 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
                   for name, section in TASKS.items()}
   config.optimizer = {
       "name": "mulo", "hidden": 8, "step_mult": 0.1, "horizon": True,
-      "depth": True, "newton_schulz": 3}
+      "depth": True, "newton_schulz": 3,
+      # 3.7 times as slow, but what ships was made so, to the last bit.
+      "recompute": True}
   config.parametrization = "mup_balanced"
   config.num_steps = 600
   config.copies = 16
@@ -51,7 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
       name="noise_reuse_es", loss="late", loss_split="both")
   config.theta_opt.update(
       learning_rate=1e-3, final_learning_rate=1e-4, warmup=50)
-  config.evaluation.update(every=300, num_steps=500, seeds=2)
+  # They change nothing and take minutes: --config.evaluation.every=300.
+  config.evaluation.update(every=0, num_steps=500, seeds=2)
   config.evaluation.tasks = suites.get("validation")
   config.devices = 2  # for the same bits on machines with more cores
   config.log_every = 25

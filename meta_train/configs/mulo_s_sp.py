@@ -13,5 +13,5 @@ def get_config() -> ml_collections.ConfigDict:
   """As mulo_s, with the step that fits this parametrization."""
   config = mulo_s.get_config().unlock()
   config.parametrization = "standard"
-  config.optimizer.update(step_mult=0.06)
+  config.optimizer.update(step_mult=0.06, recompute=False)
   return config.lock()

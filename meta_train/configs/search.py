@@ -46,6 +46,7 @@ def get_config(which: str = "digits") -> ml_collections.ConfigDict:
   config.evaluation.tasks = _EVALUATION[dataset]
   config.evaluation.update(every=400, seeds=4 if dataset == "digits" else 2)
   config.num_steps = 400
+  config.optimizer.recompute = False
   config.estimator.loss = "mean"
   config.devices = 1
   config.log_every = 10
