@@ -1,12 +1,14 @@
 """Puts a meta-trained optimizer into mulo/pretrained, with its card.
 
 python -m experiments.release --run=runs/mulo_s --name=mulo-s \
-    --studies=runs/width,runs/depth --label=mulo-s
+    --studies=runs/width,runs/depth --label=mulo-s --repeats=other.safetensors
 
 `run` is a finished workdir of meta_train.train, `studies` are workdirs of
 experiments.transfer. The card says how theta was found and, with intervals,
 how it did in each study beside the baselines; its failures are whatever ended
-worse than a tuned AdamW. Nothing is written unless all of it can be.
+worse than a tuned AdamW. `repeats` is what another run of the recipe made: the
+card says so if it is the same theta, else nothing is written. Neither is
+anything unless all of it can be.
 """
 
 import hashlib
@@ -75,7 +77,8 @@ def study(folder: pathlib.Path, label: str) -> str:
 
 
 def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
-         time: float, studies: list[str]) -> str:
+         time: float, studies: list[str],
+         repeats: artifact_lib.Artifact | None = None) -> str:
   """The text of the card."""
   record = artifact.record
   software = record["software"]
@@ -88,6 +91,11 @@ def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
   config = json.dumps(record["config"], indent=2, sort_keys=True)
   versions = "; ".join(
       ", ".join(f"{k} {v}" for k, v in used.items()) for used in software)
+  again = "The card does not claim that the run was repeated."
+  if repeats is not None:
+    others = ", ".join(
+        str(used.get("git_revision")) for used in repeats.record["software"])
+    again = f"Another run made the same one (git revision {others})."
   return f"""# {name}
 
 `{artifact.optimizer}` of {numbers} numbers under the parametrization
@@ -106,9 +114,9 @@ each of {len(record["tasks"])} tasks |
 | sha256 of theta | {artifact_lib.sha256(artifact.theta)} |
 | sha256 of the file | {file_sha256} |
 
-To make this theta again takes a checkout of that git revision, this software
-and this kind of CPU: what rounds differently gives another theta after some
-hundred outer steps. The card does not claim that the run was repeated.
+To make this theta again takes this software and this kind of CPU: what rounds
+differently gives another theta after some hundred outer steps.
+{again}
 
 ## Tasks it was meta-trained on
 
@@ -129,18 +137,26 @@ over seeds. Everything is in `results.csv` of a study once its command has run.
 
 
 def release(run: pathlib.Path, name: str, label: str,
-            studies: list[pathlib.Path], folder: pathlib.Path = FOLDER) -> None:
+            studies: list[pathlib.Path], folder: pathlib.Path = FOLDER,
+            repeats: str | None = None) -> None:
   """Writes `name`.safetensors and `name`.md to a folder.
 
   Raises:
     OSError: a file is missing.
-    ValueError: a damaged artifact, or a study without this optimizer.
+    ValueError: a damaged artifact, a study without this optimizer, or another
+      theta in `repeats`.
   """
   path = run / "theta.safetensors"
   artifact = artifact_lib.read(path)
+  other = None if repeats is None else mulo.read(repeats)
+  if other is not None:
+    ours, theirs = (artifact_lib.sha256(x.theta) for x in (artifact, other))
+    if ours != theirs:
+      raise ValueError(f"{repeats} has another theta than {path}: {theirs} and "
+                       f"{ours}, so neither repeats the other.")
   content = path.read_bytes()
   text = card(name, artifact, hashlib.sha256(content).hexdigest(), hours(run),
-              [study(folder, label) for folder in studies])
+              [study(folder, label) for folder in studies], other)
   (folder / f"{name}.safetensors").write_bytes(content)
   (folder / f"{name}.md").write_text(text)
 
@@ -151,6 +167,8 @@ def define_flags() -> None:
   flags.DEFINE_string("name", None, "Of the optimizer, for mulo.load.")
   flags.DEFINE_string("label", None, "In the studies; default: the name.")
   flags.DEFINE_list("studies", [], "Workdirs of experiments.transfer.")
+  flags.DEFINE_string(
+      "repeats", None, "Name or file of what another run of the recipe made.")
   flags.mark_flags_as_required(["run", "name"])
 
 
@@ -161,7 +179,7 @@ def main(argv):
   found = flags.FLAGS
   try:
     release(pathlib.Path(found.run), found.name, found.label or found.name,
-            [pathlib.Path(x) for x in found.studies])
+            [pathlib.Path(x) for x in found.studies], repeats=found.repeats)
   except (ValueError, OSError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
   print(f"Wrote {FOLDER / found.name}.safetensors and .md")

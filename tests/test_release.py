@@ -1,5 +1,6 @@
 """Cards, the optimizers that ship, and the examples that use them."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -76,6 +77,23 @@ def test_release(tmp_path, run, study):
     assert part in text, part
   assert "- b" not in text
   assert "rival" not in text  # neither released nor a baseline
+
+
+def test_a_run_that_was_repeated(tmp_path, run, study):
+  path = run / "theta.safetensors"
+  artifact = mulo.read(path)
+  other = dataclasses.replace(artifact, record=artifact.record | {
+      "software": [{"git_revision": "abc"}]})
+  mulo.save(tmp_path / "other.safetensors", other)
+  arguments = run, "ours", "ours", [study], tmp_path
+  release.release(*arguments, repeats=str(tmp_path / "other.safetensors"))
+  text = (tmp_path / "ours.md").read_text()
+  assert "made the same one (git revision abc)" in text
+  mulo.save(tmp_path / "other.safetensors", dataclasses.replace(
+      other, theta=jax.tree.map(lambda x: x + 1, artifact.theta)))
+  with pytest.raises(ValueError, match="another theta than"):
+    release.release(*arguments, repeats=str(tmp_path / "other.safetensors"))
+  assert text == (tmp_path / "ours.md").read_text()
 
 
 def test_release_writes_nothing_by_halves(tmp_path, run, study):
