@@ -6,9 +6,8 @@ python -m experiments.release --run=runs/mulo_s --name=mulo-s \
 `run` is a finished workdir of meta_train.train, `studies` are workdirs of
 experiments.transfer. The card says how theta was found and, with intervals,
 how it did in each study beside the baselines; its failures are whatever ended
-worse than a tuned AdamW. `repeats` is what another run of the recipe made: the
-card says so if it is the same theta, else nothing is written. Neither is
-anything unless all of it can be.
+worse than a tuned AdamW. `repeats` is what another run of the recipe made: if
+that is the same theta, the card says so. Both files are written, or none.
 """
 
 import hashlib
@@ -91,11 +90,13 @@ def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
   config = json.dumps(record["config"], indent=2, sort_keys=True)
   versions = "; ".join(
       ", ".join(f"{k} {v}" for k, v in used.items()) for used in software)
-  again = "The card does not claim that the run was repeated."
+  again = ("It also takes a\ncheckout of that git revision, unless what "
+           "computes an update is still the same.\nThe card does not claim "
+           "that the run was repeated.")
   if repeats is not None:
     others = ", ".join(
         str(used.get("git_revision")) for used in repeats.record["software"])
-    again = f"Another run made the same one (git revision {others})."
+    again = f"Another run made\nthe same one (git revision {others})."
   return f"""# {name}
 
 `{artifact.optimizer}` of {numbers} numbers under the parametrization
@@ -115,8 +116,7 @@ each of {len(record["tasks"])} tasks |
 | sha256 of the file | {file_sha256} |
 
 To make this theta again takes this software and this kind of CPU: what rounds
-differently gives another theta after some hundred outer steps.
-{again}
+differently gives another theta after some hundred outer steps. {again}
 
 ## Tasks it was meta-trained on
 
@@ -143,8 +143,8 @@ def release(run: pathlib.Path, name: str, label: str,
 
   Raises:
     OSError: a file is missing.
-    ValueError: a damaged artifact, a study without this optimizer, or another
-      theta in `repeats`.
+    ValueError: a damaged artifact, a study without this optimizer, or
+      `repeats` has another theta or is of the same run.
   """
   path = run / "theta.safetensors"
   artifact = artifact_lib.read(path)
@@ -154,6 +154,9 @@ def release(run: pathlib.Path, name: str, label: str,
     if ours != theirs:
       raise ValueError(f"{repeats} has another theta than {path}: {theirs} and "
                        f"{ours}, so neither repeats the other.")
+    if other.record == artifact.record:
+      raise ValueError(f"{repeats} is from the run in {run}, which cannot "
+                       "repeat itself: give what another run made.")
   content = path.read_bytes()
   text = card(name, artifact, hashlib.sha256(content).hexdigest(), hours(run),
               [study(folder, label) for folder in studies], other)
@@ -180,7 +183,7 @@ def main(argv):
   try:
     release(pathlib.Path(found.run), found.name, found.label or found.name,
             [pathlib.Path(x) for x in found.studies], repeats=found.repeats)
-  except (ValueError, OSError) as e:
+  except (ValueError, OSError, ImportError) as e:
     sys.exit(f"{type(e).__name__}: {e}")
   print(f"Wrote {FOLDER / found.name}.safetensors and .md")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 SIDE = 16  # of matrices whose RMS does not change when all values are equal
 MAX_ITERATIONS = 100  # far more than anyone needs; programs grow with them
+MAX_GRAM_ITERATIONS = 3
 BLOCK = 512  # longest side of a matrix that is treated as one
 
 
@@ -38,13 +39,17 @@ def iterate(y: jax.Array, iterations: int) -> jax.Array:
 
 
 def iterate_grams(y: jax.Array, iterations: int) -> jax.Array:
-  """`iterate`, at 60 % of its cost where columns are four times the rows.
+  """`iterate` with 63 % of its products, for 3 iterations and n = 4 m.
 
   An iteration multiplies by a polynomial in y @ y.mT, so the product of these
-  can be found from m x m matrices alone; equal but for rounding.
+  can be found from m x m matrices alone. Equal but for rounding as long as
+  iterations are few: what rounding makes of eigenvalues that are zero grows
+  twelvefold with each, where `iterate` begins from y @ y.mT again.
+
+  Args:
+    y: as in `iterate`.
+    iterations: from 1 to MAX_GRAM_ITERATIONS.
   """
-  if not iterations:
-    return y
   a, b, c = COEFFICIENTS
   gram = y @ y.mT
   eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=y.dtype), gram.shape)
@@ -92,8 +97,10 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   y /= jnp.where(some, largest, 1)  # so that squares have no overflow
   norm = jnp.sqrt(jnp.where(some, jnp.sum(y**2, (1, 2), keepdims=True), 1))
   y /= norm
-  many = num_blocks > 1 and columns >= 2 * side
-  y = (iterate_grams if many else iterate)(y, iterations)
+  # One block keeps the bits that optimizers were meta-trained with.
+  grams = (num_blocks > 1 and columns >= 2 * side and
+           1 <= iterations <= MAX_GRAM_ITERATIONS)
+  y = (iterate_grams if grams else iterate)(y, iterations)
   y *= norm * largest * SIDE**-0.5
   y = y.reshape(-1, columns)[:rows]
   return (y if wide else y.T).reshape(x.shape)

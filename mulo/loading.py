@@ -96,7 +96,7 @@ def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
       equinox, `deeper_shapes` for layers stacked on a leading axis.
     **settings: of the optimizer, instead of those it was meta-trained with:
       `accumulator_dtype="bfloat16"` halves the state, `lowering` says how
-      the update is computed (`learned_opt.mlp`).
+      the update is computed (`learned_opt.mlp`), and so does `recompute`.
 
   Returns:
     A transformation; its `update` needs `params`. load warns of a horizon, and

@@ -82,15 +82,15 @@ def test_a_learned_optimizer_with_random_weights():
 
 
 def aligned(rate):
-  """Updates have the signs of gradients, as those of a trained optimizer."""
+  """A rule for updates whose entries are of the signs of momentum."""
   return lambda theta, *, num_steps=None: optax.chain(
       optax.scale_by_adam(eps=1e-16), optax.stateless(
           lambda updates, params: jax.tree.map(
               lambda x: -rate * jnp.tanh(x), updates)))
 
 
-def test_an_aligned_learned_optimizer():
-  """The rule passes; a part of it is not enough, and neither is none."""
+def test_updates_that_are_aligned_with_gradients():
+  """muP passes; a part of it is not enough, and neither is none."""
   report, slopes = of_task(aligned(0.05), "mup")
   assert report.passed, report.table()
   assert abs(slopes["hidden"][5]) < 0.05

@@ -8,6 +8,7 @@ import pytest
 from learned_opt import blocks
 from learned_opt import optimizers
 from learned_opt import orthogonal
+from meta_train.configs import mulo_s
 
 
 def oracle(x, iterations):
@@ -46,6 +47,29 @@ def test_blocks_of_the_shorter_side(shape, ends, monkeypatch):
   found = np.asarray(orthogonal.equalize(x, 3)).reshape(-1, shape[-1])
   found = found if found.shape == matrix.shape else found.T
   np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 8, 32])
+def test_iterations_of_gram_matrices(iterations, rank):
+  keys = jax.random.split(jax.random.key(0))
+  y = jax.random.normal(keys[0], (2, 32, rank)) @ jax.random.normal(
+      keys[1], (2, rank, 128))
+  y /= jnp.linalg.norm(y, axis=(1, 2), keepdims=True)
+  assert iterations <= orthogonal.MAX_GRAM_ITERATIONS
+  found = []
+  for fn in (orthogonal.iterate, orthogonal.iterate_grams):
+    gradient = jax.grad(lambda y, fn=fn: jnp.sum(jnp.sin(fn(y, iterations))))
+    found.append((fn(y, iterations), gradient(y)))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+      x, y, atol=1e-4 * np.abs(x).max()), *found)
+
+
+def test_many_iterations_of_a_block_of_low_rank(monkeypatch):
+  monkeypatch.setattr(orthogonal, "BLOCK", 8)
+  keys = jax.random.split(jax.random.key(0))
+  x = jax.random.normal(keys[0], (16, 2)) @ jax.random.normal(keys[1], (2, 40))
+  assert np.linalg.norm(orthogonal.equalize(x, 12)) < np.linalg.norm(x)
 
 
 def test_values_are_about_equal_and_grow_as_those_of_rank_one():
@@ -107,8 +131,11 @@ def test_recomputing_changes_nothing_but_rounding():
     lopt = optimizers.get("mulo", recompute=recompute, **settings)
     tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
     found.append(jax.jit(tx.update)(params, tx.init(params), params)[0]["w"])
+    program = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+    assert ("while" in program) != recompute
   np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-8)
   assert "recompute" not in optimizers.all_settings("mulo", **settings)
+  assert mulo_s.get_config().optimizer.recompute  # or its theta is another
 
 
 @pytest.mark.parametrize("iterations", [-1, 1.5, True])

@@ -69,7 +69,7 @@ def test_release(tmp_path, run, study):
   text = (out / "ours.md").read_text()
   for part in (
       "1.50 hours", "cpu x, jax 0.10.2", "episodes of 100 to 1000",
-      "Apache-2.0",
+      "Apache-2.0", "does not claim that the run was repeated",
       hashlib.sha256(content).hexdigest(), "| digits | mlp", "width=3",
       artifact_lib.sha256(mulo.read(out / "ours.safetensors").theta),
       "- a: final train loss 0.5 against 0.4, validation loss 0.5 against 0.4",
@@ -88,7 +88,9 @@ def test_a_run_that_was_repeated(tmp_path, run, study):
   arguments = run, "ours", "ours", [study], tmp_path
   release.release(*arguments, repeats=str(tmp_path / "other.safetensors"))
   text = (tmp_path / "ours.md").read_text()
-  assert "made the same one (git revision abc)" in text
+  assert "Another run made\nthe same one (git revision abc)." in text
+  with pytest.raises(ValueError, match="cannot repeat itself"):
+    release.release(*arguments, repeats=str(path))
   mulo.save(tmp_path / "other.safetensors", dataclasses.replace(
       other, theta=jax.tree.map(lambda x: x + 1, artifact.theta)))
   with pytest.raises(ValueError, match="another theta than"):

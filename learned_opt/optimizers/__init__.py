@@ -6,7 +6,7 @@ from typing import Any
 from learned_opt import base
 from learned_opt import placement
 
-HOW = ("lowering", "recompute")  # settings of any optimizer
+HOW = ("lowering", "recompute")  # settings of how an update is computed
 
 names = functools.partial(base.names, __name__)
 
@@ -19,7 +19,7 @@ def get(name: str, /, **settings) -> base.LearnedOptimizer:
 def all_settings(name: str, /, **settings) -> dict[str, Any]:
   """The settings that theta belongs to, defaults included.
 
-  Without those that say how an update is computed, not which.
+  Without HOW, which does not change what is computed, but for rounding.
 
   Raises:
     ValueError: see `base.get`.

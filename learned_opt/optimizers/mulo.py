@@ -109,9 +109,9 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     normalize: the update of each parameter gets an RMS of 1, times the
       multipliers and the schedule, so that the MLP decides its direction alone.
     recompute: the compiler may compute the MLP again for each use of what it
-      wrote in Newton-Schulz iterations. On a CPU that takes several times as
-      long, and rounds otherwise; mulo-s was meta-trained so. Updates are the
-      same but for that, so it is no setting that theta belongs to.
+      wrote, in Newton-Schulz iterations and for the RMS. On a CPU that takes
+      several times as long, and rounds otherwise; mulo-s was meta-trained so.
+      Updates are the same but for that: theta does not depend on it otherwise.
 
   Raises:
     ValueError: hidden is not an integer of at least 3, a multiplier is not a

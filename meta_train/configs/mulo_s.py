@@ -15,8 +15,8 @@ from tasks import suites
 _MNIST = {"dataset": "mnist", "image_size": 8}
 _MNIST_14 = {"dataset": "mnist", "image_size": 14}
 
-# Losses are those on data that the network is not trained on, and count by
-# their logarithm, so that the end of training weighs as much as its beginning.
+# Losses, on train batches and on data that networks are not trained on, count
+# by their logarithm, so that the end of training weighs as much as its start.
 # Weights make up for logarithms that vary little where losses stay high.
 TASKS = {
     "mlp_w16_d2": {"name": "mlp", **_MNIST, "width": 16, "depth": 2},
@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
       name="noise_reuse_es", loss="late", loss_split="both")
   config.theta_opt.update(
       learning_rate=1e-3, final_learning_rate=1e-4, warmup=50)
-  # They change nothing and take minutes: --config.evaluation.every=300.
+  # Evaluations change no theta and take minutes: --config.evaluation.every=300.
   config.evaluation.update(every=0, num_steps=500, seeds=2)
   config.evaluation.tasks = suites.get("validation")
   config.devices = 2  # for the same bits on machines with more cores
