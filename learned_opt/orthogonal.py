@@ -53,12 +53,11 @@ def iterate_grams(y: jax.Array, iterations: int) -> jax.Array:
   a, b, c = COEFFICIENTS
   gram = y @ y.mT
   eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=y.dtype), gram.shape)
-  product = None
-  for i in range(iterations):
+  product = step = a * eye + b * gram + c * gram @ gram
+  for _ in range(iterations - 1):
+    gram = step @ gram @ step
     step = a * eye + b * gram + c * gram @ gram
-    product = step if product is None else step @ product
-    if i < iterations - 1:
-      gram = step @ gram @ step
+    product = step @ product
   return product @ y
 
 
