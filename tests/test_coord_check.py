@@ -251,11 +251,11 @@ def test_command(tmp_path, capsys):
 def test_exit_status(tmp_path, monkeypatch, slope, of_control, status):
   """0 only if the check passes and the control does not."""
 
-  def check(opt_fn, parametrization, section, axis, sizes, *args):
+  def check(opt_fn, rule, section, axis, sizes, *args):
     ones = np.ones((len(sizes), 1, 1))
     layer = checks.Layer("hidden", (-0.1, 0.1), ones, np.ones(
         (len(sizes), 1, 2)), {2: checks.Fit(
-            of_control if parametrization == "standard" else slope, 0, 0)})
+            slope if rule.needs_base_shapes else of_control, 0, 0)})
     return checks.Report(axis, sizes, {"h": layer}, ones)
 
   monkeypatch.setattr(coord_check, "check", check)
