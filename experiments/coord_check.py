@@ -126,8 +126,8 @@ def ends(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def check(opt_fn: Callable, rule: base.Parametrization, section: dict[str, Any],
           axis: str, sizes: tuple[int, ...], seeds: int, steps: tuple[int, ...],
-          data_dir: str | None, on_size: Callable[[int], None]
-          ) -> checks.Report:
+          data_dir: str | None, on_size: Callable[[int], None],
+          scale_gradients: bool = False) -> checks.Report:
   """`mulo.coord_check` of a task of tasks/suite.
 
   Args:
@@ -140,15 +140,22 @@ def check(opt_fn: Callable, rule: base.Parametrization, section: dict[str, Any],
     steps: after which changes are measured.
     data_dir: see `tasks.data.image_data`.
     on_size: called when a size is done.
+    scale_gradients: whether gradients have the size of those at the first size
+      when the optimizer sees them, `mulo.scaling.scale_gradients`.
 
   Raises:
-    ValueError: settings that do not fit, or a task without layers or width.
+    ValueError: settings that do not fit, a task without layers or width, or
+      gradients to be scaled for depth.
   """
   tasks = {size: program.task_of(section | {axis: size}, rule, data_dir)
            for size in sizes}
   task = tasks[sizes[0]]
   activations: dict[int, Any] = {
       size: x.activations for size, x in tasks.items()}
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  if scale_gradients and axis != "width":
+    raise ValueError("scale_gradients is for width; networks of other depths "
+                     "do not have the parameters of the first.")
   if task.activations is None or task.base_shapes is None:
     raise ValueError(
         f"{section['name']} has no layers to look at, or no width.")
@@ -163,11 +170,18 @@ def check(opt_fn: Callable, rule: base.Parametrization, section: dict[str, Any],
     loss, _ = tasks[size].loss(params, loss_key, batch)
     return loss, layers_of(activations[size](params, batch))
 
+  def tx(size):
+    link = unroll.scaled(opt_fn, rule, tasks[size])(None)
+    if not scale_gradients:
+      return link
+    return optax.chain(mulo.scaling.scale_gradients(
+        shapes, parametrization=rule, forward=True, inference={
+            "delta_shapes": task.base_shapes, "readout": False}), link)
+
   layers = jax.eval_shape(lambda key: apply_and_loss(
       task.init(key), key, sizes[0])[1], jax.random.key(0))
   return mulo.coord_check(
-      lambda key, size: tasks[size].init(key), apply_and_loss,
-      lambda size: unroll.scaled(opt_fn, rule, tasks[size])(None), sizes,
+      lambda key, size: tasks[size].init(key), apply_and_loss, tx, sizes,
       seeds=seeds, steps=steps, kinds=kinds_of(task, list(layers)), axis=axis,
       on_width=on_size)
 
@@ -232,6 +246,9 @@ def define_flags() -> None:
   flags.DEFINE_list("sizes", [], "Values of the axis.")
   flags.DEFINE_integer("seeds", 3, "Networks of each size.", lower_bound=1)
   flags.DEFINE_list("steps", ["1", "2", "5", "10"], "When to measure.")
+  flags.DEFINE_bool(
+      "scale_gradients", False, "Whether the optimizer sees gradients of the "
+      "size that they have at the first width: for those with epsilons.")
   flags.DEFINE_float("learning_rate", None, "Of an optimizer of optax; of "
                      "others a factor.")
   flags.DEFINE_float("control_learning_rate", None, "That of the control.")
@@ -265,7 +282,8 @@ def reports_of(found) -> dict[str, checks.Report]:
       opt_fn, _ = opt_fn_of(found.optimizer, rate, own_settings)
       reports[name] = check(
           opt_fn, parametrizations.get(rule), section, found.axis, values,
-          found.seeds, steps, found.data_dir, lambda _: bar.update())
+          found.seeds, steps, found.data_dir, lambda _: bar.update(),
+          found.scale_gradients)
   return reports
 
 

@@ -33,6 +33,10 @@ class Model(NamedTuple):
   settings: dict[str, Any] = {}
 
 
+def tree(**shapes):
+  return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+
+
 def linen(make: Callable[..., nn.Module], example) -> Callable[..., Any]:
   """Shapes of a linen module."""
   return lambda *size: jax.eval_shape(
@@ -49,6 +53,19 @@ class Mlp(nn.Module):
     x = nn.relu(nn.Dense(self.width)(x))
     x = nn.relu(nn.LayerNorm()(nn.Dense(4 * self.width)(x)))
     return nn.Dense(10)(x)
+
+
+class PartitionedMlp(nn.Module):
+  """With the axes of a mesh in boxes around the arrays."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x):
+    boxed = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    x = nn.relu(nn.Dense(self.width, kernel_init=boxed)(x))
+    x = nn.relu(nn.Dense(self.width, kernel_init=boxed)(x))
+    return nn.Dense(10, kernel_init=boxed)(x)
 
 
 class Cnn(nn.Module):
@@ -256,6 +273,10 @@ MODELS = {
         "Dense_1/kernel": ("hidden", 16, 64), "Dense_1/bias": VECTOR(64),
         "LayerNorm_0/scale": VECTOR(64), "LayerNorm_0/bias": VECTOR(64),
         "Dense_2/kernel": ("output", 64, 10), "Dense_2/bias": VECTOR(10)}),
+    "linen mlp, partitioned": Model(linen(PartitionedMlp, VECTORS), {
+        "Dense_0/kernel": ("input", 8, 16), "Dense_0/bias": VECTOR(16),
+        "Dense_1/kernel": ("hidden", 16, 16), "Dense_1/bias": VECTOR(16),
+        "Dense_2/kernel": ("output", 16, 10), "Dense_2/bias": VECTOR(10)}),
     "linen cnn": Model(linen(Cnn, IMAGES), {
         "Conv_0/kernel": ("input", 27, 16), "Conv_0/bias": VECTOR(16),
         "GroupNorm_0/scale": VECTOR(16), "GroupNorm_0/bias": VECTOR(16),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments import coord_check
+from experiments import epsilon_study
 from learned_opt import parametrizations
 from meta_train import unroll
 import mulo
@@ -62,6 +63,67 @@ def test_it_tells_right_from_wrong():
   assert wrong.table().count("FAIL") == 2 and "| PASS |" in wrong.table()
 
 
+@pytest.mark.parametrize("make, plain, rate", [
+    (scaling.mu_sgd, optax.sgd, 0.3), (scaling.mu_lion, optax.lion, 0.02),
+    (scaling.mu_muon, optax.adam, 0.05)])
+def test_other_optimizers_of_optax(make, plain, rate):
+  base, delta = (init(jax.random.key(0), n) for n in (16, 32))
+  found = [mulo.coord_check(
+      init, apply_and_loss, tx, WIDTHS, steps=(2,), kinds={"first": "input"},
+      limits={"input": (-0.15, 0.15), "hidden": (-0.15, 0.15)})
+           for tx in (make(rate, base, inference={"delta_shapes": delta}),
+                      plain(rate))]
+  assert found[0].passed, found[0].table()
+  assert not found[1].passed, found[1].table()
+
+
+def attention(scale):
+  """A layer of attention, of two heads that grow in size; for `coord_check`."""
+  names = ("q", "k", "v", "o")
+
+  def init(key, width):
+    keys = jax.random.split(key, 5)
+    params = {name: jax.random.normal(k, (width, width)) / width**0.5
+              for name, k in zip(names, keys)}
+    return params | {"embed": jax.random.normal(keys[4], (8, width)) / 8**0.5,
+                     "readout": jnp.zeros((width, 2))}
+
+  def apply_and_loss(params, key, width):
+    tokens = jax.random.normal(key, (32, 6, 8))
+    x = tokens @ params["embed"]
+    norm = lambda x: x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True))
+    q, k, v = ((norm(x) @ params[name]).reshape(32, 6, 2, width // 2)
+               for name in names[:3])
+    logits = scale(width // 2) * jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+    x = x + mixed.reshape(x.shape) @ params["o"]
+    out = norm(x) @ params["readout"]
+    target = jnp.max(tokens[..., :2], 1, keepdims=True)
+    return jnp.mean((out - target)**2), {
+        "stream": x, "attention": logits, "logits": out}
+
+  return init, apply_and_loss
+
+
+@pytest.mark.parametrize("name, scale", [
+    ("over size", lambda d: scaling.attention_mult(d, 8)),
+    ("over its root", lambda d: d**-0.5)])
+def test_attention_over_the_root_of_a_growing_size_is_caught(name, scale):
+  init, apply_and_loss = attention(scale)
+  base, delta = (jax.eval_shape(lambda: init(jax.random.key(0), n))
+                 for n in (16, 32))
+  report = mulo.coord_check(
+      init, apply_and_loss, scaling.mu_adamw(
+          0.01, base, eps=1e-12, inference={"delta_shapes": delta}),
+      (16, 64, 256), steps=(2, 5), kinds={"attention": "attention"})
+  slope = report.layers["attention"].fits[2].slope
+  if name == "over size":
+    assert report.passed, report.table()
+  else:
+    assert slope > 0.3 and "FAIL" in report.table()
+    assert not report.layers["logits"].reasons  # nothing else shows it
+
+
 def of_task(opt_fn, rule, widths=(32, 128, 512)):
   rule = parametrizations.get(rule) if isinstance(rule, str) else rule
   report = coord_check.check(
@@ -96,12 +158,25 @@ def test_updates_that_are_aligned_with_gradients():
   assert abs(slopes["hidden"][5]) < 0.05
   _, slopes = of_task(aligned(0.01), "standard")
   assert slopes["hidden"][2] > 0.4
+  _, slopes = of_task(aligned(0.3), "standard_per_layer")
+  assert abs(slopes["hidden"][2]) < 0.2
   of_updates = parametrizations.get("mup").update_mult
   hidden_alone = parametrizations.get("standard")._replace(
       update_mult=of_updates, needs_base_shapes=True)
   _, slopes = of_task(aligned(0.05), hidden_alone)
   assert abs(slopes["hidden"][2]) < 0.2
   assert slopes["output"][2] > 0.4
+
+
+def test_epsilons_that_gradients_are_scaled_for():
+  """What the published constants switch off in wide networks is on again."""
+  lopt, theta = epsilon_study.optimizer("as published", "normalised gradient")
+  found = [coord_check.check(
+      lambda _, **settings: lopt.opt_fn(theta), parametrizations.get("mup"),
+      {"name": "mlp", "depth": 2}, "width", (64, 256), 3, (2,), None,
+      lambda size: None, scale).layers["layer_1"].fits[2].slope
+           for scale in (False, True)]
+  assert found[0] < -1 and abs(found[1]) < 0.3, found
 
 
 def test_fit():
@@ -226,6 +301,7 @@ def asked(tmp_path, **flags):
       "task": "mlp", "settings": ["batch_size=16", "depth=2"], "axis": "width",
       "sizes": ["8", "16"], "seeds": 1, "steps": ["1", "2"],
       "learning_rate": None, "control_learning_rate": None, "data_dir": None,
+      "scale_gradients": False,
       **flags})
 
 

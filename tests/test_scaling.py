@@ -1,4 +1,5 @@
-"""What parameters are, and factors, from shapes alone."""
+"""Factors of parametrizations, and optimizers of optax that have them."""
+
 
 import functools
 
@@ -15,105 +16,7 @@ from learned_opt import parametrizations
 from learned_opt import width
 from mulo import scaling
 
-
-def said(shapes, settings):
-  facts = scaling.infer(shapes(16), shapes(64), **settings)
-  return {path: (x.role, x.fan_in, x.fan_out) for path, x in facts.items()}
-
-
-@pytest.mark.parametrize("name", public_models.MODELS)
-def test_roles(name):
-  model = public_models.MODELS[name]
-  assert said(model.shapes, model.settings) == model.expected
-
-
-@pytest.mark.parametrize("name", public_models.EQUINOX_MODELS)
-def test_roles_in_equinox(name):
-  pytest.importorskip("equinox")
-  make, expected, overrides = public_models.EQUINOX_MODELS[name]
-  settings = {"layout": "out_in", "overrides": overrides}
-  assert said(public_models.of_equinox(make), settings) == expected
-
-
-def test_blocks():
-  """Found by what a deeper network has more of, or is longer in."""
-  gpt = public_models.linen(
-      lambda width, depth: public_models.Gpt(width, depth),
-      public_models.TOKENS)
-  facts = scaling.infer(gpt(16, 3), gpt(64, 3), deeper_shapes=gpt(64, 5),
-                        base_depth=2)
-  for path, fact in facts.items():
-    assert (fact.depth, fact.base_depth) == (
-        (3, 2) if path.startswith("Block") else (1, 1)), path
-  model = public_models.MODELS["gpt, scan"]
-  facts = scaling.infer(model.shapes(16), model.shapes(64), **model.settings)
-  for path, fact in facts.items():
-    stack = path.startswith("blocks")
-    assert (fact.depth, fact.stack) == ((3, (0,)) if stack else (1, ())), path
-
-
-def test_heads_that_grow_in_size():
-  gpt = public_models.linen(
-      lambda head_size: public_models.Gpt(8 * head_size, 1,
-                                          head_size=head_size),
-      public_models.TOKENS)
-  facts = scaling.infer(gpt(2), gpt(4))
-  for name in "qkvo":
-    fact = facts[f"Block_0/Attention_0/{name}/kernel"]
-    assert fact.role == "hidden" and fact.open
-  fact = scaling.infer(gpt(2), gpt(4), overrides={
-      "*/[qkv]/kernel": scaling.Override(inputs=(0,))})[
-          "Block_0/Attention_0/k/kernel"]
-  assert (fact.fan_in, fact.fan_out, fact.open) == (16, 8, "")
-  assert scaling.attention_mult(8, 2) == pytest.approx(2**0.5 / 8)
-  assert scaling.attention_mult(2, 2) == 2**-0.5
-
-
-def tree(**shapes):
-  return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
-
-
-OUT = {"o": (8, 3)}, {"o": (16, 3)}
-
-
-@pytest.mark.parametrize("shapes, bases, settings, message", [
-    ({"w": (8, 4, 2)}, {"w": (16, 8, 4)}, {}, "axes .0, 1, 2. grow"),
-    ({"w": (5, 4, 2)}, {"w": (5, 8, 2)}, {}, "axes .1,. grows"),
-    ({"a": (7, 8)}, {"a": (7, 16)}, {"layout": "out_in"}, "an embedding or a"),
-    ({"w": (8, 5), "b": (8,)}, {"w": (16, 5), "b": (16,)}, {},
-     "layout='out_in'"),
-    ({"w": (7, 8)}, {"w": (7, 16)}, {}, "No parameter reads out"),
-    ({"w": (7, 8)}, {"w": (7, 8)}, {}, "another width"),
-    ({"w": (7, 8)}, {"v": (7, 8)}, {}, "no entry for w"),
-    ({"w": (8,)}, {"w": (4, 4)}, {}, "number of axes"),
-    (*OUT, {"overrides": {"x*": "input"}}, "fits none"),
-    (*OUT, {"overrides": {"o": "readout"}}, "Unknown role"),
-    (*OUT, {"overrides": {"o": "hidden"}}, "it is output"),
-    (*OUT, {"overrides": {"o": "tied"}}, "not its last"),
-    (*OUT, {"overrides": {"o": "output", "*": "input"}}, "Two overrides"),
-    (*OUT, {"overrides": {"o": scaling.Override(inputs=(0, 1, 1))}}, "once"),
-    (*OUT, {"layout": "io"}, "Unknown layout"),
-    (*OUT, {"deeper_shapes": {}}, "no entry for o"),
-    (*OUT, {"deeper_shapes": tree(o=(16, 3))}, "must differ"),
-    (*OUT, {"deeper_shapes": tree(o=(16, 16), p=(16, 3))}, "names do not"),
-    ({"d0": (7, 8), "d1": (8, 8), "o": (8, 3)},
-     {"d0": (7, 16), "d1": (16, 16), "o": (16, 3)},
-     {"deeper_shapes": tree(d0=(7, 16), d1=(16, 16), d2=(16, 16), o=(16, 3))},
-     "d0 has the name")])
-def test_no_guesses(shapes, bases, settings, message):
-  with pytest.raises(ValueError, match=message):
-    scaling.infer(tree(**shapes), tree(**bases), **settings)
-
-
-def test_a_large_network_takes_no_memory():
-  model = public_models.MODELS["gpt, gqa"]
-  text = scaling.describe(model.shapes(2**16), model.shapes(64))
-  assert "65536" in text and "attention_mult" in text
-  lines = text.splitlines()
-  assert {line.split()[0] for line in lines[1:lines.index("")]} == set(
-      model.expected)
-  assert "Block_1/Attention_0/o/kernel: which side axes between" in text
-
+tree = public_models.tree
 
 ROLES = {"input": ((5, 16), (5, 64)), "hidden": ((16, 16), (64, 64)),
          "output": ((16, 3), (64, 3)), "vector": ((16,), (64,))}
@@ -197,7 +100,8 @@ def test_golden_factors_of_table_9():
 @pytest.mark.parametrize("name, settings, branch, update, gradient", [
     ("mup", {}, 1, 1, 1), ("depth_mup", {}, 1 / 2, 1 / 2, 1 / 2),
     ("completep", {}, 1 / 4, 1, 1 / 4),
-    ("completep", {"alpha": 0.5}, 1 / 2, 1 / 2, 1 / 2)])
+    ("completep", {"alpha": 0.5}, 1 / 2, 1 / 2, 1 / 2),
+    ("unit_scaled", {}, 1 / 2, 1 / 2, 1 / 2)])
 def test_golden_factors_of_depth(name, settings, branch, update, gradient):
   rule = parametrizations.get(name, **settings)
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
@@ -208,6 +112,22 @@ def test_golden_factors_of_depth(name, settings, branch, update, gradient):
   assert found["hidden"].update == pytest.approx(update / 4)
   assert found["hidden"].gradient == pytest.approx(gradient / 4)
   assert found["input"].update == 1 and found["output"].gradient == 1
+
+
+def test_branches_of_unit_scaled_mup():
+  """The published rule and one factor for all, where all read through norms."""
+  depth = 3
+  weights = jax.random.normal(jax.random.key(0), (2 * depth, 8, 8))
+  norm = lambda x: x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True))
+  x = published = jax.random.normal(jax.random.key(1), (4, 8))
+  mult = parametrizations.get("unit_scaled").branch_mult(depth)
+  for i, w in enumerate(weights):
+    tau = (depth + i)**-0.5
+    root = (1 + tau**2)**0.5
+    published = published / root + tau / root * (norm(published) @ w)
+    x = x + mult * (norm(x) @ w)
+  assert not np.allclose(x, published, rtol=0.1)
+  np.testing.assert_allclose(norm(x), norm(published), rtol=1e-5)
 
 
 def params_of(key, n):
@@ -280,6 +200,17 @@ def test_epsilons_follow_gradients():
       (grads, rule), (tiny, small), (tiny, rule)))
   np.testing.assert_allclose(first, second, rtol=1e-4)
   assert np.max(np.abs(unscaled)) < 0.5 * np.max(np.abs(first))
+
+
+def test_gradients_at_the_size_of_the_base_width():
+  base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
+  ratio = WIDE / BASE
+  for forward, of_readout in ((False, 1), (True, ratio)):
+    tx = scaling.scale_gradients(base, forward=forward)
+    updates, _ = tx.update(params, tx.init(params))
+    for name, update in updates.items():
+      np.testing.assert_allclose(update, params[name] * (
+          of_readout if name == "output" else ratio), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, plain", [
@@ -375,13 +306,32 @@ def test_muon():
   np.testing.assert_allclose(updates["o"], -1 / 4, rtol=1e-5)
 
 
+def shampoo(updates, params):
+  """The first step: a fourth root of the moments of each side."""
+  del params
+
+  def of(g):
+    if g.ndim < 2:
+      return g
+    u, sizes, v = jnp.linalg.svd(g, full_matrices=False)
+    return (u * (sizes > 1e-6 * sizes[0])[None]) @ v
+
+  return jax.tree.map(of, updates)
+
+
 def test_exponents():
   """How far a layer moves in one step does not depend on its width."""
   limits = {"adamw": (0.1, 0.2, 0.35), "lion": (0.1, 0.2, 0.35),
-            "sgd": (0.15, 0.35, 0.55), "muon": (0.1, 0.2, 0.35)}
+            "sgd": (0.15, 0.35, 0.55), "muon": (0.1, 0.2, 0.35),
+            "adan": (0.1, 0.2, 0.35), "shampoo": (0.1, 0.1, 0.2)}
   base = params_of(jax.random.key(0), BASE)
-  optimizers = {"muon": scaling.mu_muon(0.03, base), **{
-      name: make(base_shapes=base) for name, make in OPTIMIZERS.items()}}
+  optimizers = {
+      "muon": scaling.mu_muon(0.03, base),
+      "adan": scaling.mu(optax.scale_by_adan(), 0.03, base),
+      "shampoo": scaling.mu(
+          optax.stateless(shampoo), 0.03, base, spectral=True), **{
+              name: make(base_shapes=base)
+              for name, make in OPTIMIZERS.items()}}
   x, y = jax.random.normal(jax.random.key(5), (2, 32, 5))
   widths = (32, 128, 512)
 

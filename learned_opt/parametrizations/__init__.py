@@ -6,3 +6,9 @@ from learned_opt import base
 
 get = functools.partial(base.get, __name__)
 names = functools.partial(base.names, __name__)
+
+
+def find(parametrization: str | base.Parametrization) -> base.Parametrization:
+  """The one of this name, or itself."""
+  return get(parametrization) if isinstance(
+      parametrization, str) else parametrization

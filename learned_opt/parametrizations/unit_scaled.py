@@ -14,8 +14,13 @@ Attention logits are multiplied by 1 / head size. A table is an input of fan-in
 absolute, fan_in with the places of a convolution. For Adam this is muP in other
 units but for the rate of tables, which falls with width.
 
-Residual branches are left alone: the published rule for them depends on how far
-a block is from the input, which a factor for all blocks cannot say.
+Residual branches, and updates of parameters in blocks, count 1/sqrt(depth). The
+paper multiplies the branch l of L by tau / sqrt(1 + tau^2) and what it is added
+to by 1 / sqrt(1 + tau^2), with tau^2 = 1 / (L/2 + l). Of what l branches before
+have been added to, the product of these factors is sqrt(L/2 / (L/2 + l)), so
+that all of it is 1 / sqrt(L/2) on each branch and a factor on their sum, which
+norms do not see: the two are the same where every branch and the readout begin
+with a norm. L is twice the depth: blocks have two branches, of the same weight.
 
 Reference:
   Blake et al., u-muP, 2024, https://arxiv.org/abs/2407.17465.
@@ -49,7 +54,9 @@ def make() -> base.Parametrization:
       return mult
     return mult / width.fan_out(shape, base_shape)
 
+  by_depth = lambda depth: depth**-0.5
   return base.Parametrization(
       lambda shape, base_shape: 1.0, output_mult,
       lambda head_size: 1 / head_size, update_mult, needs_base_shapes=True,
-      gradient_scale=gradient_scale)
+      gradient_scale=gradient_scale, branch_mult=by_depth,
+      block_update_mult=by_depth)
