@@ -68,3 +68,17 @@ def test_both_are_the_same_at_the_base_width():
       for method, width in (("Adam", 8), ("muAdam", 8), ("muAdam", 16)))
   np.testing.assert_allclose(first, second, rtol=1e-5)
   assert np.all(np.isfinite(wide)) and len(wide) == 2
+
+
+@pytest.mark.parametrize("form", epsilon_study.FORMS)
+def test_sizes_of_features(form):
+  """What the MLP reads about a hidden matrix, at two widths."""
+  narrow, wide = ({row["feature"]: row["rms"] for row in
+                   epsilon_study.feature_sizes(form, width)}
+                  for width in (64, 512))
+  ratios = {name: wide[name] / narrow[name] for name in narrow}
+  if form == "as published":
+    assert ratios["gradient"] < 0.3 and ratios["row factor"] < 0.1
+  else:
+    assert all(0.4 < x < 2 for x in [*narrow.values(), *wide.values()])
+    assert all(0.7 < x < 1.4 for x in ratios.values()), ratios
