@@ -98,6 +98,12 @@ def _explicit_axes(mesh) -> tuple[str, ...]:
                if kind == jax.sharding.AxisType.Explicit)
 
 
+def _mesh_of(shardings):
+  """The mesh in use, or if there is none, that which arrays are typed with."""
+  meshes = [jax.sharding.get_abstract_mesh(), *(x.mesh for x in shardings)]
+  return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+
+
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
   """The same optimizer, with updates that explicit meshes do not disturb."""
 
@@ -105,8 +111,8 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
     tx = lopt.opt_fn(theta, num_steps=num_steps)
 
     def update(grads, state, params=None, **extra_args):
-      mesh = jax.sharding.get_abstract_mesh()
       typed = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
+      mesh = _mesh_of(jax.tree.leaves(typed))
       axes = _explicit_axes(mesh)
       if not axes or all(x.mesh.empty for x in jax.tree.leaves(typed)):
         return tx.update(grads, state, params, **extra_args)
@@ -124,8 +130,9 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
 
       whole = jax.sharding.NamedSharding(mesh, _Spec())
       shardings = jax.tree.map(lambda x: whole if x.mesh.empty else x, typed)
-      return jax.sharding.auto_axes(
-          compute, axes=axes, out_sharding=shardings)(arrays)
+      with jax.sharding.use_abstract_mesh(mesh):
+        return jax.sharding.auto_axes(
+            compute, axes=axes, out_sharding=shardings)(arrays)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 

@@ -1,4 +1,7 @@
-"""Optimizers of optax under a parametrization; `mulo.scaling` has them all."""
+"""Optimizers of optax under a parametrization, to be used from `mulo.scaling`.
+
+`infer` and `factors` below are `mulo.scaling.infer` and `mulo.scaling.factors`.
+"""
 
 import functools
 from typing import Any, Callable, Mapping, TypeAlias
@@ -23,20 +26,26 @@ def scale_gradients(base_shapes: Any, *,
                     ) -> optax.GradientTransformationExtraArgs:
   """Brings gradients to the size that they have at the base width.
 
-  In front of an optimizer with epsilons, or with any other constant that is
+  That is, to what the parametrization says of it; "standard" says nothing. In
+  front of an optimizer with epsilons, or with any other constant that is
   compared with gradients, it makes these mean the same at all widths:
 
-      tx = optax.chain(mulo.scaling.scale_gradients(base),
-                       mulo.load("adafac-mup-s", base_shapes=base))
-
-  (An optimizer whose updates are linear in gradients, as those of SGD, needs
-  it under the multipliers of updates, which are for entries of one size.)
+      tx = optax.chain(
+          mulo.scaling.scale_gradients(base),
+          mulo.load("adafac-mup-s", base_shapes=base, forward=False))
 
   Args:
     base_shapes: see `infer`.
     parametrization: see `factors`.
-    forward: see `factors`.
+    forward: see `factors`; the same as for `mulo.load`, where it is True by
+      default.
     inference: further arguments of `infer`.
+
+  Returns:
+    A stateless transformation; its `init` raises what `infer` does.
+
+  Raises:
+    ValueError: an unknown parametrization.
   """
   rule = parametrizations.find(parametrization)
   return factors_lib.scale_by_facts(
@@ -51,7 +60,7 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
        parametrization: str | base.Parametrization = "mup",
        forward: bool = False, inference: Mapping[str, Any] | None = None
        ) -> optax.GradientTransformationExtraArgs:
-  """Any optimizer with the learning rates and decays of a parametrization.
+  """An optimizer with the learning rates and decays of a parametrization.
 
       tx = mulo.scaling.mu(optax.scale_by_adan(), 3e-3, base)
 
@@ -60,25 +69,32 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
   momentum is, needs the same factors as what does not depend on their size.
 
   Args:
-    core: without learning rate and decay, as the `scale_by_...` of optax, whose
-      updates point where gradients do. Not one that compares parameters or
-      norms of whole networks with gradients (LAMB, clipping).
+    core: a `scale_by_...` of optax: without learning rate and decay, its
+      updates not yet negated. Not one that reads the size of parameters (LAMB,
+      Prodigy), the loss or its curvature (Polyak, Sophia, L-BFGS), or a norm
+      over all parameters (clipping by it).
     learning_rate: what was tuned at the base width, or a schedule.
     base_shapes: see `infer`.
-    spectral: False if the entries of updates are of a size that does not
-      depend on width, as those of Adam, or of SGD under gradients as above;
-      True if singular values are, as those of Muon and of Shampoo with a
-      fourth root for each side.
-    weight_decay: at the base width; times the learning rate.
-    kappa: each step takes a part of a hidden matrix that falls as
-      width**-kappa: 0 (the part does not depend on width), 1/2, or 1 (one
-      weight_decay for all, times learning rates that fall).
+    spectral: False if entries of updates are of a size that does not depend on
+      width, as those of Adam, or of SGD under gradients as above. True if for
+      matrices singular values are, as those of Shampoo with a fourth root for
+      each side, or of Muon (for which there is `mu_muon`); for vectors, which
+      are biases and gains, entries then as well.
+    weight_decay: at the base width; times the learning rate. Vectors do not
+      decay.
+    kappa: each step takes a part of matrices with a growing number of inputs
+      that falls as width**-kappa: 0 (the part does not depend on width), 1/2,
+      or 1 (one weight_decay for all, times learning rates that fall).
     parametrization: see `factors`.
     forward: see `factors`.
     inference: further arguments of `infer`.
 
+  Returns:
+    A transformation; its `init` raises what `infer` does.
+
   Raises:
-    ValueError: spectral, and a parametrization without a rule for width.
+    ValueError: an unknown parametrization; spectral, and one without a rule
+      for width.
 
   Reference:
     Yang et al., 2022, https://arxiv.org/abs/2203.03466; spectral: Yang et al.,
@@ -92,13 +108,17 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
   inference = inference or {}
   of = functools.partial(
       factors_lib.relative, rule, forward=forward, kappa=kappa)
-  size = lambda fact: (factors_lib.ratio_in(fact) * factors_lib.ratio_out(
-      fact))**0.5 if spectral else 1.0  # of singular values beside entries
+
+  def of_update(fact):
+    if not spectral or fact.role == "vector":
+      return of(fact).update
+    # Where singular values stay, entries fall by the root of this.
+    entries = factors_lib.ratio_in(fact) * factors_lib.ratio_out(fact)
+    return entries**0.5 * of(fact).update
+
   links = [scale_gradients(base_shapes, parametrization=parametrization,
                            forward=forward, inference=inference), core,
-           factors_lib.scale_by_facts(
-               lambda fact: size(fact) * of(fact).update, base_shapes,
-               **inference)]
+           factors_lib.scale_by_facts(of_update, base_shapes, **inference)]
   if not _is_zero(weight_decay):
     decays = lambda params: factors_lib.by_facts(
         lambda fact: weight_decay * of(fact).decay * of(fact).update, params,

@@ -4,12 +4,11 @@ base = narrow.init(key, x)
 params = mulo.scaling.rescale_init(wide.init(key, x), base)
 tx = mulo.scaling.mu_adamw(3e-3, base)
 
-`mu_sgd`, `mu_lion` and `mu_muon` are the same for others, `mu` for any of them.
-
-At the base width both change nothing; at any other width they follow from the
-shapes of the parameters there. At the base width itself `infer` sees no axis
-grow and needs `delta_shapes`, the shapes at a third width. The forward pass
-stays as it is, but for
+`mu_sgd`, `mu_lion` and `mu_muon` are for these, `mu` for most other optimizers.
+At the base width none of that changes anything; at any other width factors
+follow from the shapes of the parameters there. At the base width itself `infer`
+sees no axis grow and needs `delta_shapes`, the shapes at a third width. The
+forward pass stays as it is, but for
 
 * attention: query times key is multiplied by `attention_mult`, if the size of a
   head grows, and not only the number of heads;

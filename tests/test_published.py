@@ -1,5 +1,7 @@
 """Published optimizers where there are no vectors of their implementations."""
 
+import contextlib
+
 import conftest
 import jax
 import jax.numpy as jnp
@@ -140,7 +142,8 @@ def test_settings_that_make_no_sense(name, settings, message):
     optimizers.get(name, **settings)
 
 
-def test_on_a_mesh_of_explicit_axes():
+@pytest.mark.parametrize("in_use", [True, False])
+def test_on_a_mesh_of_explicit_axes(in_use):
   """Newton-Schulz sums over both axes, and no operation may be ambiguous."""
   lopt = optimizers.get("celo2", newton_schulz=1, lowering="blocked")
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
@@ -150,8 +153,9 @@ def test_on_a_mesh_of_explicit_axes():
   mesh = jax.make_mesh((4, 2), ("x", "y"), devices=jax.devices()[:8],
                        axis_types=(jax.sharding.AxisType.Explicit,) * 2)
   specs = {"a": jax.P("x", "y"), "b": jax.P("x")}
-  with jax.set_mesh(mesh):
-    split = {k: jax.device_put(x, specs[k]) for k, x in params.items()}
+  split = {k: jax.device_put(x, jax.sharding.NamedSharding(mesh, specs[k]))
+           for k, x in params.items()}
+  with jax.set_mesh(mesh) if in_use else contextlib.nullcontext():
     updates, state = step(split)
   assert jax.tree.map(lambda x: x.sharding.spec, updates) == specs
   matrices = [x for x in jax.tree.leaves(state) if x.shape[-2:] == (4, 8)]

@@ -46,6 +46,7 @@ def test_command_exists(command):
                    stdout=subprocess.DEVNULL)
   elif "-m" in words:
     text = help_of(words[words.index("-m") + 1])
+    assert text, words
     for flag in re.findall(r"--(\w+)", command):
       assert re.search(rf"--(\[no\])?{flag}\b", text), flag
     for path in re.findall(r"--config=([^\s:]+)", command):

@@ -1,6 +1,5 @@
 """Factors of parametrizations, and optimizers of optax that have them."""
 
-
 import functools
 
 import jax
@@ -202,7 +201,7 @@ def test_epsilons_follow_gradients():
   assert np.max(np.abs(unscaled)) < 0.5 * np.max(np.abs(first))
 
 
-def test_gradients_at_the_size_of_the_base_width():
+def test_factors_on_gradients():
   base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
   ratio = WIDE / BASE
   for forward, of_readout in ((False, 1), (True, ratio)):
@@ -287,8 +286,10 @@ def test_shapes_are_no_arrays():
 
 
 def test_muon():
-  with pytest.raises(ValueError, match="a rule for width, got 'standard'"):
-    scaling.mu_muon(1.0, {}, parametrization="standard")
+  for make in (scaling.mu_muon, functools.partial(
+      scaling.mu, optax.identity(), spectral=True)):
+    with pytest.raises(ValueError, match="a rule for width, got 'standard'"):
+      make(1.0, {}, parametrization="standard")
   base = {"w": np.ones((4, 8, 16)), "o": np.ones((8, 3))}
   params = {"w": np.ones((4, 32, 64)), "o": np.ones((32, 3))}
   with pytest.raises(ValueError, match="places or a stack"):
@@ -312,7 +313,7 @@ def shampoo(updates, params):
 
   def of(g):
     if g.ndim < 2:
-      return g
+      return jnp.sign(g)
     u, sizes, v = jnp.linalg.svd(g, full_matrices=False)
     return (u * (sizes > 1e-6 * sizes[0])[None]) @ v
 
@@ -321,9 +322,9 @@ def shampoo(updates, params):
 
 def test_exponents():
   """How far a layer moves in one step does not depend on its width."""
-  limits = {"adamw": (0.1, 0.2, 0.35), "lion": (0.1, 0.2, 0.35),
-            "sgd": (0.15, 0.35, 0.55), "muon": (0.1, 0.2, 0.35),
-            "adan": (0.1, 0.2, 0.35), "shampoo": (0.1, 0.1, 0.2)}
+  limits = {"adamw": (0.1, 0.2, 0.35, 0.1), "lion": (0.1, 0.2, 0.35, 0.1),
+            "sgd": (0.15, 0.35, 0.55, 0.15), "muon": (0.1, 0.2, 0.35, 0.1),
+            "adan": (0.1, 0.2, 0.35, 0.1), "shampoo": (0.1, 0.1, 0.2, 0.1)}
   base = params_of(jax.random.key(0), BASE)
   optimizers = {
       "muon": scaling.mu_muon(0.03, base),
@@ -341,12 +342,14 @@ def test_exponents():
     grads = jax.grad(lambda params: jnp.mean(
         (outputs(params, x) - y[:, :3])**2))(params)
     h = jnp.tanh(x @ params["input"])
-    inputs = x, h, jnp.tanh(h @ params["hidden"])
+    inputs = {"input": x, "hidden": h, "output": jnp.tanh(h @ params["hidden"]),
+              "vector": jnp.ones((1, 1))}
 
     def of(tx):
       updates, _ = tx.update(grads, tx.init(params), params)
-      return jnp.stack([jnp.mean(jnp.abs(i @ updates[k])) for i, k in zip(
-          inputs, ("input", "hidden", "output"))])
+      return jnp.stack([jnp.mean(jnp.abs(i @ jnp.atleast_2d(updates[k])))
+                        for k, i in inputs.items()])
+
     return {name: of(tx) for name, tx in optimizers.items()}
 
   found = [moves(n) for n in widths]

@@ -9,6 +9,10 @@ names = functools.partial(base.names, __name__)
 
 
 def find(parametrization: str | base.Parametrization) -> base.Parametrization:
-  """The one of this name, or itself."""
+  """What may be given by name, or as `get` returns it.
+
+  Raises:
+    ValueError: an unknown name.
+  """
   return get(parametrization) if isinstance(
       parametrization, str) else parametrization

@@ -14,7 +14,8 @@ Attention logits are multiplied by 1 / head size. A table is an input of fan-in
 absolute, fan_in with the places of a convolution. For Adam this is muP in other
 units but for the rate of tables, which falls with width.
 
-Residual branches, and updates of parameters in blocks, count 1/sqrt(depth). The
+Residual branches, and updates and gradients of parameters in blocks, are as
+1/sqrt(depth). The
 paper multiplies the branch l of L by tau / sqrt(1 + tau^2) and what it is added
 to by 1 / sqrt(1 + tau^2), with tau^2 = 1 / (L/2 + l). Of what l branches before
 have been added to, the product of these factors is sqrt(L/2 / (L/2 + l)), so
