@@ -152,7 +152,6 @@ def check(opt_fn: Callable, rule: base.Parametrization, section: dict[str, Any],
   task = tasks[sizes[0]]
   activations: dict[int, Any] = {
       size: x.activations for size, x in tasks.items()}
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
   if scale_gradients and axis != "width":
     raise ValueError("scale_gradients is for width; networks of other depths "
                      "do not have the parameters of the first.")
@@ -170,18 +169,13 @@ def check(opt_fn: Callable, rule: base.Parametrization, section: dict[str, Any],
     loss, _ = tasks[size].loss(params, loss_key, batch)
     return loss, layers_of(activations[size](params, batch))
 
-  def tx(size):
-    link = unroll.scaled(opt_fn, rule, tasks[size])(None)
-    if not scale_gradients:
-      return link
-    return optax.chain(mulo.scaling.scale_gradients(
-        shapes, parametrization=rule, forward=True, inference={
-            "delta_shapes": task.base_shapes, "readout": False}), link)
-
+  if scale_gradients:
+    opt_fn = transfer.with_gradients_of(task, opt_fn, rule)
   layers = jax.eval_shape(lambda key: apply_and_loss(
       task.init(key), key, sizes[0])[1], jax.random.key(0))
   return mulo.coord_check(
-      lambda key, size: tasks[size].init(key), apply_and_loss, tx, sizes,
+      lambda key, size: tasks[size].init(key), apply_and_loss,
+      lambda size: unroll.scaled(opt_fn, rule, tasks[size])(None), sizes,
       seeds=seeds, steps=steps, kinds=kinds_of(task, list(layers)), axis=axis,
       on_width=on_size)
 

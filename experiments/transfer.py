@@ -21,6 +21,7 @@ is done.
 import ast
 import dataclasses
 import pathlib
+import re
 import shlex
 import sys
 from typing import Any, Callable, NamedTuple
@@ -31,6 +32,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import tqdm
 
@@ -38,11 +40,13 @@ from experiments import baselines
 from experiments import report
 from experiments import sweep
 from learned_opt import artifact as artifact_lib
+from learned_opt import base as learned_opt_base
 from learned_opt import parametrizations
 from meta_train import evaluate
 from meta_train import program
 from meta_train import unroll
 import mulo
+from tasks import base as tasks_base
 from tasks import suites
 
 FIRST_TUNING_SEED, FIRST_SEED = 1000, 0
@@ -76,12 +80,14 @@ class Method(NamedTuple):
   parametrization: str
   candidates: list[Candidate]
   tuned_at_base: bool = False
+  gradient_width: int | None = None  # see `with_gradients_of`
 
 
 def methods(names: list[str], schedules: list[str]) -> list[Method]:
-  """Methods by name of a baseline, or `[label=]artifact`.
+  """Methods by name of a baseline, or `[label=]artifact[@width]`.
 
   Without a label, what ships has its name and a file that of its optimizer.
+  With a width, gradients are brought to the size that they have there.
 
   Raises:
     ValueError: an unknown name.
@@ -90,11 +96,15 @@ def methods(names: list[str], schedules: list[str]) -> list[Method]:
   found = []
   for name in names:
     label, _, path = name.rpartition("=")
+    at = re.fullmatch(r"(.+)@(\d+)", path)
+    path, width = at.groups() if at else (path, "")
     if name in baselines.BASELINES:
       found.append(_tuned(name, schedules))
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
-      found.append(_learned(label or _label(path), mulo.read(path)))
+      label = (label or _label(path)) + (
+          f", gradients as at width {width}" if width else "")
+      found.append(_learned(label, mulo.read(path), int(width or 0)))
     else:
       raise ValueError(
           f"Unknown optimizer {name!r}; available: "
@@ -119,11 +129,16 @@ def _tuned(name: str, schedules: list[str]) -> Method:
                 baseline.tuned_at_base)
 
 
-def _learned(label: str, artifact: artifact_lib.Artifact) -> Method:
+def _learned(label: str, artifact: artifact_lib.Artifact,
+             gradient_width: int = 0) -> Method:
+  identity: dict[str, Any] = {
+      "optimizer": artifact.optimizer, "settings": artifact.settings,
+      "theta": artifact_lib.sha256(artifact.theta)}
+  if gradient_width:
+    identity["gradient_width"] = gradient_width
   return Method(label, artifact.parametrization, [Candidate(
-      artifact.lopt.opt_fn, artifact.theta, "", None, {
-          "optimizer": artifact.optimizer, "settings": artifact.settings,
-          "theta": artifact_lib.sha256(artifact.theta)})])
+      artifact.lopt.opt_fn, artifact.theta, "", None, identity)],
+                gradient_width=gradient_width or None)
 
 
 def with_bfloat16_state(name: str) -> Method:
@@ -132,6 +147,23 @@ def with_bfloat16_state(name: str) -> Method:
   return _learned(f"{_label(name)}, bfloat16 state", dataclasses.replace(
       artifact, settings=artifact.settings | {
           "accumulator_dtype": "bfloat16"}))
+
+
+def with_gradients_of(base: tasks_base.Task, opt_fn: unroll.OptFn,
+                      rule: learned_opt_base.Parametrization) -> unroll.OptFn:
+  """`opt_fn` that sees gradients of the size that they have in another task.
+
+  Args:
+    base: the task at another width.
+    opt_fn: `opt_fn(theta, num_steps=...)`.
+    rule: of network and updates.
+  """
+  link = mulo.scaling.scale_gradients(
+      jax.eval_shape(base.init, jax.random.key(0)), parametrization=rule,
+      forward=True, inference={"delta_shapes": base.base_shapes,
+                               "readout": False})
+  return lambda theta, *, num_steps=None: optax.chain(
+      link, opt_fn(theta, num_steps=num_steps))
 
 
 class Study:
@@ -208,8 +240,13 @@ class Study:
   def _train(self, method, candidates, section, seeds) -> list[dict]:
     parametrization = parametrizations.get(method.parametrization)
     task = program.task_of(section, parametrization, self._data_dir)
+    opt_fn = candidates[0].opt_fn
+    if method.gradient_width:
+      opt_fn = with_gradients_of(program.task_of(
+          section | {"width": method.gradient_width}, parametrization,
+          self._data_dir), opt_fn, parametrization)
     train = evaluate.trainer(
-        task, unroll.scaled(candidates[0].opt_fn, parametrization, task))
+        task, unroll.scaled(opt_fn, parametrization, task))
     runs = [(c, seed) for c in candidates for seed in seeds]
     params = sum(x.size for x in jax.tree.leaves(
         jax.eval_shape(task.init, jax.random.key(0))))
@@ -279,7 +316,8 @@ def define_flags() -> None:
   """Defines the flags; not at import, where they would be everyone's."""
   flags.DEFINE_string("workdir", None, "Folder for the results.")
   flags.DEFINE_list(
-      "optimizers", None, "Baselines, artifacts, or label=artifact.")
+      "optimizers", None, "Baselines, or [label=]artifact[@width]; with a "
+      "width, gradients are of the size that they have there.")
   flags.DEFINE_string("suite", None, "Name of a suite, instead of an axis.")
   flags.DEFINE_list("tasks", None, "Tasks of the suite; default: all.")
   flags.DEFINE_string("task", "mlp", "Family, for an axis.")

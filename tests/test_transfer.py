@@ -1,5 +1,6 @@
 """Comparisons on other tasks, at a size that takes seconds."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -122,11 +123,44 @@ def test_labels(tmp_path, monkeypatch):
   path = str(tmp_path / "a.safetensors")
   mulo.save(path, artifact())
   labels = lambda: [m.label for m in (
-      *transfer.methods([path, f"ours={path}"], []),
+      *transfer.methods([path, f"ours={path}", f"{path}@8"], []),
       transfer.with_bfloat16_state(path))]
-  assert labels() == ["mulo", "ours", "mulo, bfloat16 state"]
+  more = ", gradients as at width 8", ", bfloat16 state"
+  assert labels() == ["mulo", "ours", *(f"mulo{x}" for x in more)]
   monkeypatch.setattr(mulo, "list_pretrained", lambda: [path])  # as if shipped
-  assert labels() == [path, "ours", f"{path}, bfloat16 state"]
+  assert labels() == [path, "ours", *(f"{path}{x}" for x in more)]
+
+
+def test_gradients_of_another_width(tmp_path, monkeypatch):
+  """What trains sees gradients eight times as large at width 16 as at 2."""
+  seen = []
+
+  def trainer(task, opt_fn):
+    seen.append((task, opt_fn))
+    raise StopIteration
+
+  monkeypatch.setattr(evaluate, "trainer", trainer)
+  found = transfer.methods(["adafac-mup-s", "adafac-mup-s@2"], [])
+  for method in found:
+    with pytest.raises(StopIteration):
+      study(tmp_path).rows(method, method.candidates, {
+          "name": "mlp", "depth": 2, "width": 16, "num_steps": 20}, [0])
+  (task, plain), (_, scaled) = seen
+  params = task.init(jax.random.key(0))
+  theta = jax.tree.map(jnp.asarray, found[0].candidates[0].theta)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def updates(opt_fn, grads):
+    tx = opt_fn(theta, num_steps=20)
+    return tx.update(grads, tx.init(params), params)[0]
+
+  small = jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params)
+  large = jax.tree.map(lambda x: x if x.shape == (10,) else 8 * x, small)
+  expected, other = updates(plain, large), updates(plain, small)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5),
+               updates(scaled, small), expected)
+  assert not np.allclose(
+      other["layer_1"]["w"], expected["layer_1"]["w"], rtol=1e-3)
 
 
 def test_schedules():
