@@ -3,7 +3,7 @@
 python -m experiments.lr_transfer --workdir=docs/studies/lr_transfer_mlp
 python -m experiments.lr_transfer --workdir=docs/studies/lr_transfer_lm \
     --task=transformer_lm --settings=dataset=python,depth=2 --num_steps=50 \
-    --widths=32,64,128,256,512 --exponents=-14,-2 --seeds=2
+    --widths=64,128,256,512,1024 --exponents=-14,-3 --seeds=2
 
 The same networks, in standard parametrization, are trained with `optax.adam`,
 and with `mulo.scaling`: `mu_adamw` and `rescale_init` for the least width, at
