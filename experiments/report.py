@@ -128,6 +128,7 @@ def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
   for axis in axes[len(targets) + 1:]:
     axis.set_visible(False)
   for axis, target in zip(axes, targets):
+    starts = []
     for i, name in enumerate(names):
       group = results[(results.target == target) & (results.method == name)]
       curves = np.array(group["curve"].tolist())
@@ -135,9 +136,13 @@ def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
       axis.plot(steps, np.mean(curves, 0), color=f"C{i}", label=name)
       axis.fill_between(steps, np.min(curves, 0), np.max(curves, 0),
                         color=f"C{i}", alpha=0.2, linewidth=0)
+      starts.append(np.nanmax(curves[:, 0], initial=0))
     axis.set(title=target, xlabel="step", yscale="log")
-  axes[0].set_ylabel("train loss (mean and range of seeds)")
-  axes[0].legend(fontsize="small")
+    if max(starts) > 0:  # what goes far beyond would flatten all else
+      axis.set_ylim(top=min(axis.get_ylim()[1], 2 * max(starts)))
+  axes[0].set_ylabel("train loss, and its range")
+  figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small",
+                loc="outside lower center", ncols=min(len(names), 6))
   last = axes[len(targets)]
   for i, name in enumerate(names):
     groups = [results[(results.target == t) & (results.method == name)]
