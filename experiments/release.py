@@ -29,7 +29,7 @@ import mulo
 FOLDER = pathlib.Path(mulo.__file__).parent / "pretrained"
 SCORES = {"mean_train_loss": "mean train loss",
           "final_train_loss": "final train loss",
-          "outer_valid_loss": "validation loss"}
+          "outer_valid_loss": "validation loss", "test_loss": "test loss"}
 
 
 def hours(run: pathlib.Path) -> float:
@@ -47,7 +47,7 @@ def failures(results: pd.DataFrame, label: str) -> list[str]:
     if diverged:
       found.append(f"{target}: {diverged} of {len(own)} runs diverged")
     adamw = group[group["method"] == report.REFERENCE]
-    worse = [f"{name} {own[score].mean():.3g} against {adamw[score].mean():.3g}"
+    worse = [f"{name} {own[score].mean():.4g} against {adamw[score].mean():.4g}"
              for score, name in SCORES.items()
              if len(adamw) and own[score].mean() > adamw[score].mean()]
     if worse:
@@ -71,8 +71,8 @@ def study(folder: pathlib.Path, label: str) -> str:
   return (f"### {folder.name}\n\n```sh\n"
           f"{(folder / 'command.txt').read_text()}```\n\n"
           f"{report.table(results)}\n\n{report.summary(results)}\n\n"
-          f"Diverged, or worse than AdamW: {lines and chr(10) * 2}"
-          f"{lines or 'nowhere.' + chr(10)}")
+          f"Diverged, or worse than AdamW:{lines and chr(10) * 2}"
+          f"{lines or ' nowhere.' + chr(10)}")
 
 
 def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,

@@ -115,7 +115,10 @@ def summary(results: pd.DataFrame) -> str:
 
 
 def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
-  """Loss against steps for each target, and final loss of all."""
+  """Loss against steps for each target, and final loss of all.
+
+  Curves are cut at twice the largest first loss.
+  """
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
   targets, names = (list(results[x].unique()) for x in ("target", "method"))
@@ -140,7 +143,7 @@ def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
     axis.set(title=target, xlabel="step", yscale="log")
     if max(starts) > 0:  # what goes far beyond would flatten all else
       axis.set_ylim(top=min(axis.get_ylim()[1], 2 * max(starts)))
-  axes[0].set_ylabel("train loss, and its range")
+  axes[0].set_ylabel("train loss\n(mean, range of seeds)")
   figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small",
                 loc="outside lower center", ncols=min(len(names), 6))
   last = axes[len(targets)]

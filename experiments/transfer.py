@@ -87,24 +87,24 @@ def methods(names: list[str], schedules: list[str]) -> list[Method]:
   """Methods by name of a baseline, or `[label=]artifact[@width]`.
 
   Without a label, what ships has its name and a file that of its optimizer.
-  With a width, gradients are brought to the size that they have there.
+  With a width, gradients are brought to the size that they have there, and the
+  label says so. Of what is on a hub, @ is the revision.
 
   Raises:
-    ValueError: an unknown name.
+    ValueError: an unknown name, or a width for an artifact under a
+      parametrization that says nothing of the size of gradients.
     FileNotFoundError: no such artifact.
   """
   found = []
   for name in names:
     label, _, path = name.rpartition("=")
-    at = re.fullmatch(r"(.+)@(\d+)", path)
-    path, width = at.groups() if at else (path, "")
+    at = re.fullmatch(r"(?!hf://)(.+)@([1-9]\d*)", path)
+    path, width = (at[1], int(at[2])) if at else (path, None)
     if name in baselines.BASELINES:
       found.append(_tuned(name, schedules))
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
-      label = (label or _label(path)) + (
-          f", gradients as at width {width}" if width else "")
-      found.append(_learned(label, mulo.read(path), int(width or 0)))
+      found.append(_learned(label or _label(path), mulo.read(path), width))
     else:
       raise ValueError(
           f"Unknown optimizer {name!r}; available: "
@@ -130,15 +130,22 @@ def _tuned(name: str, schedules: list[str]) -> Method:
 
 
 def _learned(label: str, artifact: artifact_lib.Artifact,
-             gradient_width: int = 0) -> Method:
+             gradient_width: int | None = None) -> Method:
   identity: dict[str, Any] = {
       "optimizer": artifact.optimizer, "settings": artifact.settings,
       "theta": artifact_lib.sha256(artifact.theta)}
   if gradient_width:
+    rule = parametrizations.get(artifact.parametrization)
+    if not rule.needs_base_shapes:
+      raise ValueError(
+          f"{label}@{gradient_width}: the parametrization "
+          f"{artifact.parametrization} does not say how large gradients are at "
+          "another width; leave out the width.")
     identity["gradient_width"] = gradient_width
+    label = f"{label}, gradients as at width {gradient_width}"
   return Method(label, artifact.parametrization, [Candidate(
       artifact.lopt.opt_fn, artifact.theta, "", None, identity)],
-                gradient_width=gradient_width or None)
+                gradient_width=gradient_width)
 
 
 def with_bfloat16_state(name: str) -> Method:

@@ -98,10 +98,11 @@ def _explicit_axes(mesh) -> tuple[str, ...]:
                if kind == jax.sharding.AxisType.Explicit)
 
 
-def _mesh_of(shardings):
-  """The mesh in use, or if there is none, that which arrays are typed with."""
-  meshes = [jax.sharding.get_abstract_mesh(), *(x.mesh for x in shardings)]
-  return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+def _mesh_of(arrays):
+  """The mesh of explicit axes in use, or that which arrays are typed with."""
+  meshes = [jax.sharding.get_abstract_mesh(), *(
+      jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays))]
+  return next((mesh for mesh in meshes if _explicit_axes(mesh)), meshes[0])
 
 
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
@@ -112,7 +113,7 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
 
     def update(grads, state, params=None, **extra_args):
       typed = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
-      mesh = _mesh_of(jax.tree.leaves(typed))
+      mesh = _mesh_of((grads, state, params))
       axes = _explicit_axes(mesh)
       if not axes or all(x.mesh.empty for x in jax.tree.leaves(typed)):
         return tx.update(grads, state, params, **extra_args)

@@ -18,7 +18,6 @@ from meta_train import program
 from meta_train import record
 from meta_train import selection
 from meta_train import train
-from meta_train.configs import mulo_m
 import mulo
 import tasks.suite.quadratic
 
@@ -60,28 +59,6 @@ def test_result(finished):
   assert [row["step"] for row in found] == list(range(1, 41))
   assert found[0]["inner_steps"] == 2 * 2 * 2 * 2  # tasks, copies, pair, K
   assert len({row["meta_loss"] for row in found}) == 40
-
-
-@pytest.mark.skipif(
-    not os.path.isdir(os.path.join(
-        os.environ.get("MULO_DATA_DIR", ""), "cifar-10-batches-bin")),
-    reason="MULO_DATA_DIR has no CIFAR-10")
-def test_the_recipe_for_a_gpu(tmp_path):
-  """A few steps of it on a CPU: one narrow network and small batches."""
-  config = mulo_m.get_config().unlock()
-  task = config.tasks.mlp_w128.to_dict() | {"width": 8, "batch_size": 16}
-  del config["tasks"]
-  config.tasks = {"mlp": task}
-  config.num_steps, config.copies, config.devices = 3, 1, 1
-  config.theta_opt.warmup = 1
-  config.estimator.update(truncation=2, shortest=4, longest=8)
-  config.evaluation.every, config.log_every, config.checkpoint_every = 0, 1, 1
-  path = train.meta_train(config.lock(), str(tmp_path))
-  artifact = mulo.read(path)
-  assert (artifact.settings["hidden"], artifact.settings["newton_schulz"]) == (
-      32, 3)
-  found = rows(tmp_path)
-  assert len(found) == 3 and all(np.isfinite(x["meta_loss"]) for x in found)
 
 
 ENVIRONMENT = {

@@ -248,6 +248,8 @@ def test_targets():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: transfer.methods(["adamm"], []), "'adamm'; available: adam"),
+    (lambda: transfer.methods(["mulo-s@0"], []), "'mulo-s@0'; available"),
+    (lambda: transfer.methods(["mulo-s-sp@8"], []), "leave out the width"),
     (lambda: transfer.parse(["width"]), "not of the form setting=value"),
     (lambda: transfer.targets_of(asked(suite="trained")), "suite 'trained'"),
     (lambda: transfer.targets_of(asked(suite="train_small", tasks=["a"])),
