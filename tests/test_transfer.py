@@ -8,6 +8,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
@@ -209,6 +210,21 @@ def test_table_and_interval():
       report.summary(rows))
   low, high = report.interval(pd.Series([1.0, 2.0, 3.0, 4.0]))
   assert 1 < low < 2.5 < high < 4
+
+
+def test_what_diverges_does_not_flatten_the_plot(tmp_path, monkeypatch):
+  saved = []
+  monkeypatch.setattr(
+      matplotlib.figure.Figure, "savefig",
+      lambda figure, *args, **settings: saved.append(figure))
+  for last, top in ((1000.0, 4.0), (1.0, 4.0)):
+    report.plot(pd.DataFrame([
+        {"target": "width 8", "method": name, "num_steps": 10,
+         "curve": curve, "final_train_loss": curve[-1]}
+        for name, curve in (("a", [2.0, 1.0]), ("b", [2.0, last]))]),
+        tmp_path / "x.png")
+    low, high = saved[-1].axes[0].get_ylim()
+    assert low < 1 and 2 < high <= top
 
 
 def test_runs_do_not_depend_on_their_company():

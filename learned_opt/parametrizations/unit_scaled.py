@@ -15,13 +15,13 @@ absolute, fan_in with the places of a convolution. For Adam this is muP in other
 units but for the rate of tables, which falls with width.
 
 Residual branches, and updates and gradients of parameters in blocks, are as
-1/sqrt(depth). The
-paper multiplies the branch l of L by tau / sqrt(1 + tau^2) and what it is added
-to by 1 / sqrt(1 + tau^2), with tau^2 = 1 / (L/2 + l). Of what l branches before
-have been added to, the product of these factors is sqrt(L/2 / (L/2 + l)), so
-that all of it is 1 / sqrt(L/2) on each branch and a factor on their sum, which
-norms do not see: the two are the same where every branch and the readout begin
-with a norm. L is twice the depth: blocks have two branches, of the same weight.
+1/sqrt(depth). The paper multiplies the branch l of L by tau / sqrt(1 + tau^2)
+and what it is added to by 1 / sqrt(1 + tau^2), with tau^2 = 1 / (L/2 + l). Of
+what l branches before have been added to, the product of these factors is
+sqrt(L/2 / (L/2 + l)), so that all of it is 1 / sqrt(L/2) on each branch and a
+factor on their sum, which norms do not see: the two are the same where every
+branch and the readout begin with a norm. L is twice the depth: blocks have two
+branches, of the same weight.
 
 Reference:
   Blake et al., u-muP, 2024, https://arxiv.org/abs/2407.17465.
