@@ -13,7 +13,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 quickstart: .venv/ready
 	$(BIN)/python -m meta_train.train \
 	  --config=meta_train/configs/quickstart.py --workdir=$(RUN)
-	$(BIN)/python -m experiments.transfer \
+	$(BIN)/python -m experiments.studies.transfer \
 	  --optimizers=$(RUN)/theta.safetensors,adam,mu_adam \
 	  --workdir=$(RUN)/transfer --settings=dataset=digits \
 	  --schedules=constant --num_steps=300 --seeds=5 --tuning_seeds=3 \

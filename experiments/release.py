@@ -4,7 +4,7 @@ python -m experiments.release --run=runs/mulo_s --name=mulo-s \
     --studies=runs/width,runs/depth --label=mulo-s --repeats=other.safetensors
 
 `run` is a finished workdir of meta_train.train, `studies` are workdirs of
-experiments.transfer. The card says how theta was found and, with intervals,
+experiments.studies.transfer. The card says how theta was found and, with intervals,
 how it did in each study beside the baselines; its failures are whatever ended
 worse than a tuned AdamW. `repeats` is what another run of the recipe made: if
 that is the same theta, the card says so. Both files are written, or none.
@@ -23,7 +23,7 @@ import pandas as pd
 from experiments import baselines
 from experiments import report
 from learned_opt import artifact as artifact_lib
-from meta_train import metrics
+from meta_train.workdir import metrics
 import mulo
 
 FOLDER = pathlib.Path(mulo.__file__).parent / "pretrained"
@@ -169,7 +169,7 @@ def define_flags() -> None:
   flags.DEFINE_string("run", None, "Finished workdir of meta-training.")
   flags.DEFINE_string("name", None, "Of the optimizer, for mulo.load.")
   flags.DEFINE_string("label", None, "In the studies; default: the name.")
-  flags.DEFINE_list("studies", [], "Workdirs of experiments.transfer.")
+  flags.DEFINE_list("studies", [], "Workdirs of experiments.studies.transfer.")
   flags.DEFINE_string(
       "repeats", None, "Name or file of what another run of the recipe made.")
   flags.mark_flags_as_required(["run", "name"])

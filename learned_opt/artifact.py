@@ -8,7 +8,7 @@ and equal artifacts shall be equal files.
 
 A file may come from anyone. What reads one has a bound on its size and on all
 that follows from a few bytes of it, and whatever is wrong ends as one
-ArtifactError (`experiments/fuzz.py` tries).
+ArtifactError (`experiments/robustness/fuzz.py` tries).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from safetensors import numpy as safetensors_numpy
 
 from learned_opt import base
 from learned_opt import optimizers
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
 
 FORMAT_VERSION = 1
 FIELDS = {

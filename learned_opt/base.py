@@ -1,9 +1,6 @@
-"""The two concepts of this package, and how their folders are searched."""
+"""The two concepts of this package, and checks of settings."""
 
-import importlib
-import inspect
 import math
-import pkgutil
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -30,7 +27,7 @@ class Parametrization(NamedTuple):
   """How one parameter is scaled, from its shape and its base shape.
 
   An axis grows if its size differs between the two shapes (both are tuples of
-  ints of equal length); see `learned_opt.width` for the role that follows.
+  ints of equal length); see `learned_opt.scaling.width` for the role that follows.
 
   Attributes:
     init_std: `(shape, base_shape) -> float`, standard deviation at init.
@@ -56,52 +53,6 @@ class Parametrization(NamedTuple):
   gradient_scale: Callable[[tuple, tuple], float] = lambda shape, base: 1.0
   branch_mult: Callable[[int], float] = lambda depth: 1.0
   block_update_mult: Callable[[int], float] = lambda depth: 1.0
-
-
-def names(package: str) -> list[str]:
-  """Names of the files in a package's folder (`"learned_opt.optimizers"`)."""
-  path = importlib.import_module(package).__path__
-  return sorted(m.name for m in pkgutil.iter_modules(path))
-
-
-def _bind(package: str, name: str, settings: dict):
-  """(make, its bound arguments) of the file `name` in a package's folder."""
-  known = names(package)
-  if name not in known:
-    raise ValueError(
-        f"Unknown name {name!r} in {package}; available: {', '.join(known)}.")
-  make = importlib.import_module(f"{package}.{name}").make
-  try:
-    return make, inspect.signature(make).bind(**settings)
-  except TypeError as e:
-    raise ValueError(
-        f"{package}.{name} does not take the settings {settings}: {e}.") from e
-
-
-def get(package: str, name: str, /, **settings):
-  """Calls `make(**settings)` of the file `name` in a package's folder.
-
-  Args:
-    package: dotted name of the folder, e.g. `"learned_opt.optimizers"`.
-    name: file name without `.py`.
-    **settings: passed to the file's `make`.
-
-  Returns:
-    What `make` returns.
-
-  Raises:
-    ValueError: no such file (the message lists those that exist), or a
-      setting that its `make` does not take.
-  """
-  make, bound = _bind(package, name, settings)
-  return make(*bound.args, **bound.kwargs)
-
-
-def all_settings(package: str, name: str, /, **settings) -> dict[str, Any]:
-  """The settings with the defaults of those not given; raises as `get`."""
-  _, bound = _bind(package, name, settings)
-  bound.apply_defaults()
-  return dict(bound.arguments)
 
 
 def check_params(params: Any) -> None:

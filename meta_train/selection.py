@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meta_train import build
 from meta_train import evaluate
-from meta_train import program
 
 
 class Evaluator:
@@ -24,7 +24,7 @@ class Evaluator:
     self._tasks = {
         name: (task, section.tasks[name].get("num_steps", section.num_steps),
                evaluate.trainer(task, opt_fn))
-        for name, (task, opt_fn) in program.tasks(
+        for name, (task, opt_fn) in build.tasks(
             config, section.tasks, data_dir).items()}
 
   def __call__(self, theta: Any) -> dict[str, float]:

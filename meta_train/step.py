@@ -8,7 +8,7 @@ import optax
 
 from learned_opt import base as learned_opt_base
 from meta_train import base
-from meta_train import parallel
+from meta_train.devices import parallel
 
 
 def task_keys(key: jax.Array, names: Iterable[str], copies: int

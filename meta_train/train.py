@@ -32,12 +32,12 @@ import tqdm
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 from meta_train import base
-from meta_train import checkpoint
-from meta_train import metrics as metrics_lib
-from meta_train import parallel
-from meta_train import program as program_lib
-from meta_train import record
+from meta_train import build
 from meta_train import selection
+from meta_train.devices import parallel
+from meta_train.workdir import checkpoint
+from meta_train.workdir import metrics as metrics_lib
+from meta_train.workdir import run_record
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status
 
@@ -110,7 +110,7 @@ def check_finite(rows: list[dict], first_step: int) -> None:
 def artifact(config, theta: Any, software: list[dict], step: int,
              evaluation: dict | None = None) -> artifact_lib.Artifact:
   """What is written of a theta, host arrays."""
-  result = record.result_config(config)
+  result = run_record.result_config(config)
   found = {
       "config": result, "software": software, "seed": config.seed,
       "steps": step, "tasks": result["tasks"],
@@ -121,7 +121,7 @@ def artifact(config, theta: Any, software: list[dict], step: int,
   return artifact_lib.Artifact(
       config.optimizer.name, optimizers.all_settings(
           config.optimizer.name,
-          **program_lib.settings_of(config.optimizer.to_dict())),
+          **build.settings_of(config.optimizer.to_dict())),
       config.parametrization, theta, found)
 
 
@@ -133,7 +133,7 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   Args:
     config: see meta_train/configs.
     workdir: folder of the run; made if missing.
-    data_dir: see `tasks.data.image_data`.
+    data_dir: see `tasks.data.images.image_data`.
     tensorboard: write metrics for TensorBoard, too (needs tensorboardX).
 
   Returns:
@@ -148,16 +148,16 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   clock = Clock(config.max_minutes)
   folder = pathlib.Path(workdir)
   result = folder / "theta.safetensors"
-  program_lib.check(config)
+  build.check(config)
   with _together():
-    record.compare_config(config, folder / "config.json")
+    run_record.compare_config(config, folder / "config.json")
     _compare_evaluation(config, folder / "best.safetensors")
   if parallel.anywhere(result.exists()):
     if result.exists():
       artifact_lib.read(result)
     print(f"{folder} is finished: {result}", flush=True)
     return result
-  program = program_lib.build(config, data_dir)
+  program = build.build(config, data_dir)
   first = jax.process_index() == 0
   like = jax.eval_shape(program.init)
   with contextlib.ExitStack() as stack:
@@ -169,7 +169,7 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
         if config.evaluation.every:
           evaluator = selection.Evaluator(config, data_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        used = record.note_software(
+        used = run_record.note_software(
             config, folder / "config.json", program.devices.size)
         saved = stack.enter_context(checkpoint.Checkpointer(
             folder / "checkpoints", config.keep_checkpoints))
@@ -214,7 +214,7 @@ def _compare_evaluation(config, path: pathlib.Path) -> None:
         "those, or move it away.")
 
 
-def _begin(program: program_lib.Program, like: base.MetaState,
+def _begin(program: build.Program, like: base.MetaState,
            restored: base.MetaState | None) -> base.MetaState:
   """The state to go on from; process 0's if there are several."""
   if jax.process_count() > 1:
@@ -241,7 +241,7 @@ def _selector(config, evaluator: Callable[[Any], dict], used: list[dict],
   return select
 
 
-def _loop(config, program: program_lib.Program, state: base.MetaState,
+def _loop(config, program: build.Program, state: base.MetaState,
           saved: checkpoint.Checkpointer | None, writer: metrics_lib.Writer,
           clock: Clock, select) -> base.MetaState:
   """Outer steps until config.num_steps; returns the last state, on the host."""

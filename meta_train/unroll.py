@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base as learned_opt_base
-from learned_opt import factors
-from learned_opt import facts
+from learned_opt.scaling import multipliers
+from learned_opt.scaling import roles as roles_lib
 from tasks import base as tasks_base
 
 LOSSES = ("mean", "late", "last")
@@ -42,13 +42,13 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
   if task.base_shapes is None:
     return opt_fn
 
-  overrides = {path: facts.Override(depth=depth)
+  overrides = {path: roles_lib.Override(depth=depth)
                for path, depth in (task.blocks or {}).items()}
 
   def scaled_opt_fn(theta, *, num_steps=None):
     return optax.chain(
         opt_fn(theta, num_steps=num_steps),
-        factors.scale_by_parametrization(
+        multipliers.scale_by_parametrization(
             parametrization, task.base_shapes, overrides=overrides))
 
   return scaled_opt_fn

@@ -2,14 +2,20 @@
 
 from learned_opt.artifact import ArtifactError
 from mulo import scaling
-from mulo.arrays import read_arrays
-from mulo.checks import coord_check
-from mulo.guard import BeyondTrainingWarning
-from mulo.layouts import convert
-from mulo.loading import list_pretrained
-from mulo.loading import load
-from mulo.loading import read
-from mulo.loading import save
+from mulo._coord_check import coord_check
+from mulo._coord_check import CoordCheckReport
+from mulo._foreign_files import read_arrays
+from mulo._horizon_warnings import BeyondTrainingWarning
+from mulo._loading import list_pretrained
+from mulo._loading import load
+from mulo._loading import read
+from mulo._loading import save
+from mulo._published_layouts import convert
 
-__all__ = ["ArtifactError", "BeyondTrainingWarning", "convert", "coord_check",
-           "list_pretrained", "load", "read", "read_arrays", "save", "scaling"]
+__all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
+           "convert", "coord_check", "list_pretrained", "load", "read",
+           "read_arrays", "save", "scaling"]
+
+
+def __dir__():
+  return sorted(__all__)

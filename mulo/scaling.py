@@ -27,15 +27,15 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt import base
-from learned_opt import factors as factors_lib
-from learned_opt import facts as facts_lib
-from learned_opt import parametrizations
-from mulo import mu_optimizers
+from learned_opt.scaling import multipliers as multipliers_lib
+from learned_opt.scaling import parametrizations
+from learned_opt.scaling import roles as roles_lib
+from mulo import _mu_optimizers as mu_optimizers
 
-Facts = facts_lib.Facts
-Override = facts_lib.Override
-Factors = factors_lib.Factors
-infer = facts_lib.infer
+ParamInfo = roles_lib.ParamInfo
+Override = roles_lib.Override
+Multipliers = multipliers_lib.Multipliers
+infer = roles_lib.infer
 mu = mu_optimizers.mu
 mu_adamw = mu_optimizers.mu_adamw
 mu_lion = mu_optimizers.mu_lion
@@ -44,10 +44,10 @@ mu_sgd = mu_optimizers.mu_sgd
 scale_gradients = mu_optimizers.scale_gradients
 
 
-def factors(params: Any, base_shapes: Any, *,
+def multipliers(params: Any, base_shapes: Any, *,
             parametrization: str | base.Parametrization = "mup",
             forward: bool = False, kappa: float = 0.0,
-            **inference) -> dict[str, Factors]:
+            **inference) -> dict[str, Multipliers]:
   """Factors of each parameter, by path; all are 1 at the base shapes.
 
   Args:
@@ -55,14 +55,14 @@ def factors(params: Any, base_shapes: Any, *,
     base_shapes: see `infer`.
     parametrization: name of a file in learned_opt/parametrizations, or what
       its `make` returns.
-    forward: whether the network itself multiplies by `Factors.output`.
+    forward: whether the network itself multiplies by `Multipliers.output`.
     kappa: exponent of weight decay, see `mu`.
     **inference: see `infer`.
   """
   of = functools.partial(
-      factors_lib.relative, parametrizations.find(parametrization),
+      multipliers_lib.relative, parametrizations.find(parametrization),
       forward=forward, kappa=kappa)
-  return {path: of(fact) for path, fact in facts_lib.infer(
+  return {path: of(info) for path, info in roles_lib.infer(
       params, base_shapes, **inference).items()}
 
 
@@ -74,9 +74,9 @@ def describe(params: Any, base_shapes: Any, *,
   Args:
     params: see `infer`.
     base_shapes: see `infer`.
-    parametrization: see `factors`.
-    forward: see `factors`.
-    kappa: see `factors`.
+    parametrization: see `multipliers`.
+    forward: see `multipliers`.
+    kappa: see `multipliers`.
     **inference: see `infer`.
 
   Returns:
@@ -85,21 +85,21 @@ def describe(params: Any, base_shapes: Any, *,
     epsilon and weight decay; then what remains to be done.
   """
   rule = parametrizations.find(parametrization)
-  facts = facts_lib.infer(params, base_shapes, **inference)
-  found = factors(params, base_shapes, parametrization=rule, forward=forward,
-                  kappa=kappa, **inference)
-  shapes, bases = (facts_lib.by_path(x) for x in (params, base_shapes))
+  facts = roles_lib.infer(params, base_shapes, **inference)
+  found = multipliers(params, base_shapes, parametrization=rule,
+                      forward=forward, kappa=kappa, **inference)
+  shapes, bases = (roles_lib.by_path(x) for x in (params, base_shapes))
   rows: list[tuple[str, ...]] = [(
       "parameter", "shape", "base shape", "role", "inputs", "outputs", "init",
       "output", "lr Adam", "lr SGD", "eps", "decay", "depth")]
   number = lambda x: f"{x:.4g}"
-  for path, fact in facts.items():
+  for path, info in facts.items():
     f = found[path]
     rows.append((
-        path, str(shapes[path]), str(bases[path]), fact.role,
-        str(fact.fan_in), str(fact.fan_out), *map(number, (
+        path, str(shapes[path]), str(bases[path]), info.role,
+        str(info.fan_in), str(info.fan_out), *map(number, (
             f.std, f.output, f.update, f.update / f.gradient, f.gradient,
-            f.decay)), str(fact.depth)))
+            f.decay)), str(info.depth)))
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths)).rstrip()
            for row in rows]
@@ -108,15 +108,15 @@ def describe(params: Any, base_shapes: Any, *,
 
 def _remains(facts, found, rule) -> list[str]:
   """What a user has to do in the forward pass."""
-  lines = [f"{path}: {fact.open} is open; it matters for absolute numbers only."
-           for path, fact in facts.items() if fact.open]
+  lines = [f"{path}: {info.open} is open; it matters for absolute numbers only."
+           for path, info in facts.items() if info.open]
   lines += [f"{path}: multiply what is computed with it by {f.output:.4g}."
             for path, f in found.items() if f.output != 1]
-  for path, fact in facts.items():
-    if fact.role == "tied" and (mult := _tied_mult(fact, rule)) != 1:
+  for path, info in facts.items():
+    if info.role == "tied" and (mult := _tied_mult(info, rule)) != 1:
       lines.append(
           f"{path} reads out as well: multiply the logits by {mult:.4g}.")
-  blocks = {(fact.depth, fact.base_depth) for fact in facts.values()}
+  blocks = {(info.depth, info.base_depth) for info in facts.values()}
   for depth, base_depth in sorted(blocks):
     if (mult := branch_mult(depth, base_depth, parametrization=rule)) != 1:
       lines.append(f"Multiply the residual branches of {depth} blocks by "
@@ -125,11 +125,11 @@ def _remains(facts, found, rule) -> list[str]:
           "key by mulo.scaling.attention_mult(head size, base head size)."]
 
 
-def _tied_mult(fact: Facts, rule: base.Parametrization) -> float:
+def _tied_mult(info: ParamInfo, rule: base.Parametrization) -> float:
   """What the rule has on a readout, for a table that is one as well."""
   mult = lambda n: rule.output_mult((n, 1), (2 * n, 1))
-  before = fact._replace(shape=fact.base_shape)
-  return mult(fact.fan_out) / mult(before.fan_out)
+  before = info._replace(shape=info.base_shape)
+  return mult(info.fan_out) / mult(before.fan_out)
 
 
 def attention_mult(head_size: int, base_head_size: int, *,
@@ -160,8 +160,8 @@ def rescale_init(params: Any, base_params: Any, *,
   Args:
     params: just initialised.
     base_params: the same network, initialised at the base width: arrays.
-    parametrization: see `factors`.
-    forward: see `factors`.
+    parametrization: see `multipliers`.
+    forward: see `multipliers`.
     **inference: see `infer`.
 
   Raises:
@@ -171,17 +171,17 @@ def rescale_init(params: Any, base_params: Any, *,
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
       raise ValueError(f"{name} must be arrays, not shapes: the size of their "
                        "entries is read. Initialise the network.")
-  stds = {path: f.std for path, f in factors(
+  stds = {path: f.std for path, f in multipliers(
       params, base_params, parametrization=parametrization, forward=forward,
       **inference).items()}
-  roles = {path: fact.role for path, fact in facts_lib.infer(
+  roles = {path: info.role for path, info in roles_lib.infer(
       params, base_params, **inference).items()}
   rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
-  before = {facts_lib.path_of(path): x for path, x in
+  before = {roles_lib.path_of(path): x for path, x in
             jax.tree_util.tree_leaves_with_path(base_params)}
 
   def scale(path, x):
-    path = facts_lib.path_of(path)
+    path = roles_lib.path_of(path)
     if roles.get(path, "vector") == "vector":
       return x
     found = rms(x)

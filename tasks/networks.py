@@ -39,7 +39,7 @@ def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
   start as in the module, which initialises the former with zeros.
 
   Args:
-    parametrization: see `tasks.suite.get`.
+    parametrization: see `tasks.families.get`.
     build: `(width) -> module` with parameters only, no other state.
     width: of the network; the base shapes are those at twice the width.
     inputs: an example of the inputs.

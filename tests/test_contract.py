@@ -11,7 +11,7 @@ import optax
 import pytest
 import test_golden
 
-from experiments import contract
+from experiments.robustness import contract
 from learned_opt import optimizers
 from mulo import testing
 from mulo.testing import devices
@@ -199,7 +199,7 @@ NEW = '''
 import jax
 import jax.numpy as jnp
 from learned_opt import base
-from learned_opt import per_parameter
+from learned_opt.update import per_parameter
 
 
 def make(step_mult: float = 0.1) -> base.LearnedOptimizer:

@@ -10,14 +10,14 @@ import optax.contrib
 import pandas as pd
 import pytest
 
-from experiments import coord_check
-from experiments import epsilon_study
-from learned_opt import parametrizations
+from experiments.studies import coord_check
+from experiments.studies import epsilon_study
+from learned_opt.scaling import parametrizations
 from meta_train import unroll
 import mulo
-from mulo import checks
+from mulo import _coord_check as coord_check_lib
 from mulo import scaling
-from tasks import suite
+from tasks import families
 
 WIDTHS = (16, 64, 256)
 
@@ -183,24 +183,24 @@ def test_epsilons_that_gradients_are_scaled_for():
 def test_fit():
   sizes = np.array([64, 128, 256, 512])
   line = 3.0 * np.stack([sizes**0.5, sizes**0.5], 1)
-  found = checks.fit(sizes, line)
+  found = coord_check_lib.fit(sizes, line)
   np.testing.assert_allclose(found, (0.5, 0, 0), atol=1e-6)
   bent = line * np.array([1, 1, 1, 2])[:, None]
-  assert checks.fit(sizes, bent).residual > 0.25
-  assert checks.fit(sizes, line * [[0.9, 1.1]]).error > 0
+  assert coord_check_lib.fit(sizes, bent).residual > 0.25
+  assert coord_check_lib.fit(sizes, line * [[0.9, 1.1]]).error > 0
   for bad in (0, np.nan):
-    assert np.isnan(checks.fit(sizes, line * bad).slope)
+    assert np.isnan(coord_check_lib.fit(sizes, line * bad).slope)
 
 
 @pytest.mark.parametrize("slope, residual, step, words", [
     (0.05, 0.1, 2, ""), (0.3, 0.1, 2, "slope +0.30"), (0.3, 0.1, 1, ""),
     (0.05, 0.3, 2, "off the line"), (np.nan, np.nan, 2, "does not move")])
 def test_verdicts(slope, residual, step, words):
-  layer = checks.Layer("hidden", (-0.1, 0.1), np.ones((2, 1, 1)),
+  layer = coord_check_lib.Layer("hidden", (-0.1, 0.1), np.ones((2, 1, 1)),
                        np.ones((2, 1, 2)),
-                       {step: checks.Fit(slope, 0.01, residual)})
+                       {step: coord_check_lib.Fit(slope, 0.01, residual)})
   assert words in " ".join(layer.reasons) and bool(layer.reasons) == bool(words)
-  report = checks.Report("width", (1, 2), {"h": layer}, np.ones((2, 1, 1)))
+  report = mulo.CoordCheckReport("width", (1, 2), {"h": layer}, np.ones((2, 1, 1)))
   assert report.passed == (not words)
   assert ("FAIL" in report.table()) == bool(words)
 
@@ -253,7 +253,7 @@ def test_depth_has_its_own_kind_and_limits():
     ("transformer_lm", {"width": 8, "length": 4}, {
         "Block_0/LayerNorm_1": "hidden", "Dense_0": "output"})])
 def test_layers_of_tasks(name, settings, expected):
-  task = suite.get(name, parametrizations.get("mup"), **settings)
+  task = families.get(name, parametrizations.get("mup"), **settings)
 
   def layers(key):
     batch = task.sample_batch(key, jax.tree.map(
@@ -273,7 +273,7 @@ def test_depth_in_tasks():
   networks = {}
   for name in ("mup", "depth_mup", "completep"):
     rule = parametrizations.get(name)
-    task = suite.get("mlp", rule, width=4, depth=5, residual=True)
+    task = families.get("mlp", rule, width=4, depth=5, residual=True)
     params = task.init(jax.random.key(0))
     tx = unroll.scaled(
         lambda theta, **_: optax.identity(), rule, task)(None)
@@ -330,10 +330,10 @@ def test_exit_status(tmp_path, monkeypatch, slope, of_control, status):
 
   def check(opt_fn, rule, section, axis, sizes, *args):
     ones = np.ones((len(sizes), 1, 1))
-    layer = checks.Layer("hidden", (-0.1, 0.1), ones, np.ones(
-        (len(sizes), 1, 2)), {2: checks.Fit(
+    layer = coord_check_lib.Layer("hidden", (-0.1, 0.1), ones, np.ones(
+        (len(sizes), 1, 2)), {2: coord_check_lib.Fit(
             slope if rule.needs_base_shapes else of_control, 0, 0)})
-    return checks.Report(axis, sizes, {"h": layer}, ones)
+    return mulo.CoordCheckReport(axis, sizes, {"h": layer}, ones)
 
   monkeypatch.setattr(coord_check, "check", check)
   assert coord_check.run(asked(tmp_path, steps=["2"])) == status

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
 from tasks import base
-from tasks import data as data_lib
-from tasks import images as images_lib
-from tasks import suite
+from tasks import families
+from tasks import image_tasks
+from tasks.data import images as images_lib
+from tasks.data import text as text_lib
 
 DATA_DIR = os.environ.get("MULO_DATA_DIR")
 needs_files = pytest.mark.skipif(
@@ -28,7 +29,7 @@ TEXTS = ["python", on_file("tinyshakespeare"), on_file("wikitext2")]
 
 @pytest.mark.parametrize("name", IMAGE_SETS)
 def test_image_splits_are_disjoint_and_complete(name):
-  data = data_lib.image_data(name)
+  data = images_lib.image_data(name)
   assert set(data.splits) == set(base.SPLITS)
   images = [x["image"].reshape(len(x["image"]), -1)
             for x in data.splits.values()]
@@ -40,7 +41,7 @@ def test_image_splits_are_disjoint_and_complete(name):
 
 @pytest.mark.parametrize("name", IMAGE_SETS)
 def test_examples_are_what_they_should_be(name):
-  data = data_lib.image_data(name)
+  data = images_lib.image_data(name)
   for split in data.splits.values():
     assert split["image"].dtype == np.uint8
     assert split["label"].dtype == np.int32
@@ -51,16 +52,16 @@ def test_examples_are_what_they_should_be(name):
 
 def test_permutation_is_fixed():
   """Splits must not change between versions: this is their fingerprint."""
-  label = data_lib.image_data("digits").splits["test"]["label"]
+  label = images_lib.image_data("digits").splits["test"]["label"]
   assert label[:12].tolist() == [1, 5, 0, 7, 1, 0, 6, 1, 5, 4, 9, 2]
 
 
 @needs_files
 def test_memory_of_loading_mnist():
-  data_lib._image_data.cache_clear()
+  images_lib._image_data.cache_clear()
   tracemalloc.start()
   try:
-    data = data_lib.image_data("mnist")
+    data = images_lib.image_data("mnist")
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
@@ -72,7 +73,7 @@ def test_memory_of_loading_mnist():
 
 @needs_files
 def test_cifar_is_in_colour_and_upright():
-  image = data_lib.image_data("cifar10").splits["test"]["image"]
+  image = images_lib.image_data("cifar10").splits["test"]["image"]
   assert image.shape[1:] == (32, 32, 3)
   means = image.mean((0, 1, 2))
   assert means[2] < means[1] and means[2] < means[0]  # blue is the weakest
@@ -85,8 +86,8 @@ def test_cifar_is_in_colour_and_upright():
 
 @needs_files
 def test_resizing_and_greyscale():
-  full = data_lib.image_data("cifar10").splits["test"]["image"]
-  data = data_lib.image_data("cifar10", size=8, greyscale=True)
+  full = images_lib.image_data("cifar10").splits["test"]["image"]
+  data = images_lib.image_data("cifar10", size=8, greyscale=True)
   image = data.splits["test"]["image"]
   assert image.dtype == np.uint8 and image.shape[1:] == (8, 8, 1)
   # Nearly the means of 4 x 4 pixels: the linear filter is wider than that.
@@ -97,7 +98,7 @@ def test_resizing_and_greyscale():
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_text(name):
-  data = data_lib.text_data(name)
+  data = text_lib.text_data(name)
   assert data.vocab_size == 256 and set(data.splits) == set(base.SPLITS)
   train = data.splits["train"]["token"]
   assert train.dtype == np.uint8 and len(train) > 500_000
@@ -111,7 +112,7 @@ def test_text(name):
 
 @needs_files
 def test_text_is_complete():
-  data = data_lib.text_data("tinyshakespeare")
+  data = text_lib.text_data("tinyshakespeare")
   path = pathlib.Path(DATA_DIR) / "text" / "tinyshakespeare.txt"
   joined = np.concatenate([x["token"] for x in data.splits.values()])
   assert joined.tobytes() == path.read_bytes()
@@ -122,25 +123,25 @@ def test_byte_pairs(tmp_path):
   (tmp_path / "text").mkdir()
   text = "the cat sat on the mat, the café is shut\n" * 400
   (tmp_path / "text" / "cats.txt").write_text(text)
-  data = data_lib.text_data("cats", str(tmp_path), "bpe", 300)
+  data = text_lib.text_data("cats", str(tmp_path), "bpe", 300)
   tokens = [x["token"] for x in data.splits.values()]
   assert data.vocab_size == 300 and tokens[0].dtype == np.uint16
   assert max(x.max() for x in tokens) < 300
   assert sum(map(len, tokens)) < 0.5 * len(text.encode())
-  again = data_lib._byte_pairs(
+  again = text_lib._byte_pairs(
       {"train": np.frombuffer(text.encode(), np.uint8)}, 300)
   np.testing.assert_array_equal(again["train"][:50], tokens[0][:50])
 
 
 def test_standardized_pixels():
-  images = images_lib.load(standardize=True)
+  images = image_tasks.load(standardize=True)
   x = images.pixels(images.splits["train"]["image"])
   np.testing.assert_allclose(
       [np.mean(x), np.std(x)], [0, 1], atol=1e-4)
 
 
 def test_label_noise():
-  clean, noisy = (images_lib.load(label_noise=x).splits for x in (0.0, 0.5))
+  clean, noisy = (image_tasks.load(label_noise=x).splits for x in (0.0, 0.5))
   changed = np.mean(clean["train"]["label"] != noisy["train"]["label"])
   assert 0.4 < changed < 0.5  # some draw the label that they had
   np.testing.assert_array_equal(
@@ -149,7 +150,7 @@ def test_label_noise():
 
 def test_pixel_noise():
   clean, noisy, again = (
-      images_lib.load(pixel_noise=x) for x in (0.0, 0.25, 0.25))
+      image_tasks.load(pixel_noise=x) for x in (0.0, 0.25, 0.25))
   for name, split in noisy.splits.items():
     x, y = (s[name]["image"] for s in (clean.splits, noisy.splits))
     assert y.dtype == np.uint8 and y.max() <= x.max() == 16
@@ -165,18 +166,18 @@ def test_pixel_noise():
     ("", "Unknown data set ''")])
 def test_unknown_data_set(name, message):
   with pytest.raises(ValueError, match=message):
-    data_lib.image_data(name)
+    images_lib.image_data(name)
 
 
 @pytest.mark.parametrize("load, arguments, message", [
-    (data_lib.image_data, {"name": "digits", "size": -1}, "negative, got -1"),
-    (data_lib.text_data, {"name": "python", "vocab": "word"},
+    (images_lib.image_data, {"name": "digits", "size": -1}, "negative, got -1"),
+    (text_lib.text_data, {"name": "python", "vocab": "word"},
      "Unknown vocab 'word'; available: bytes, bpe"),
-    (data_lib.text_data, {"name": "python", "vocab": "bpe", "vocab_size": 9},
+    (text_lib.text_data, {"name": "python", "vocab": "bpe", "vocab_size": 9},
      "vocab_size must be from 257 to 65536, got 9"),
-    (data_lib.text_data, {"name": "../etc/passwd"}, "is no path"),
-    (images_lib.load, {"label_noise": 1.5}, "from 0 to 1, got 1.5"),
-    (images_lib.load, {"pixel_noise": -1.0}, "be negative, got -1.0")])
+    (text_lib.text_data, {"name": "../etc/passwd"}, "is no path"),
+    (image_tasks.load, {"label_noise": 1.5}, "from 0 to 1, got 1.5"),
+    (image_tasks.load, {"pixel_noise": -1.0}, "be negative, got -1.0")])
 def test_arguments_that_make_no_sense(load, arguments, message):
   with pytest.raises(ValueError, match=message):
     load(**arguments)
@@ -184,18 +185,18 @@ def test_arguments_that_make_no_sense(load, arguments, message):
 
 def test_without_a_folder(monkeypatch):
   monkeypatch.delenv("MULO_DATA_DIR", raising=False)
-  for load, name in ((data_lib.image_data, "mnist"),
-                     (data_lib.text_data, "tinyshakespeare")):
+  for load, name in ((images_lib.image_data, "mnist"),
+                     (text_lib.text_data, "tinyshakespeare")):
     with pytest.raises(FileNotFoundError, match="--data_dir"):
       load(name)
 
 
 @pytest.mark.parametrize("load, name, message", [
-    (data_lib.image_data, "cifar10", "data_batch_1.bin does not exist"),
-    (data_lib.image_data, "cifar100", "train.bin does not exist"),
-    (data_lib.image_data, "imagenet32", "train_data_batch_1.npz does not"),
-    (data_lib.image_data, "fashion_mnist", "Neither .*fashion_mnist"),
-    (data_lib.text_data, "novel", "Neither .*novel.txt nor .*novel_valid.txt")])
+    (images_lib.image_data, "cifar10", "data_batch_1.bin does not exist"),
+    (images_lib.image_data, "cifar100", "train.bin does not exist"),
+    (images_lib.image_data, "imagenet32", "train_data_batch_1.npz does not"),
+    (images_lib.image_data, "fashion_mnist", "Neither .*fashion_mnist"),
+    (text_lib.text_data, "novel", "Neither .*novel.txt nor .*novel_valid.txt")])
 def test_missing_files(tmp_path, load, name, message):
   with pytest.raises(FileNotFoundError, match=message):
     load(name, str(tmp_path))
@@ -213,13 +214,13 @@ def test_hugging_face(monkeypatch):
            for split in ("train", "test")}
   module = types.SimpleNamespace(load_dataset={"me/pictures": parts}.get)
   monkeypatch.setitem(sys.modules, "datasets", module)
-  data = data_lib.image_data("hf://me/pictures", size=4)
+  data = images_lib.image_data("hf://me/pictures", size=4)
   assert data.num_classes == 5
   assert data.splits["test"]["image"].shape == (10, 4, 4, 3)
   assert data.splits["test"]["image"][7].max() == 7
   monkeypatch.setitem(sys.modules, "datasets", None)
   with pytest.raises(ImportError, match="pip install datasets"):
-    data_lib.image_data("hf://me/others")
+    images_lib.image_data("hf://me/others")
 
 
 @pytest.mark.parametrize("parts, message", [
@@ -237,11 +238,11 @@ def test_hugging_face_errors(parts, message, monkeypatch):
       load_dataset=lambda name: {split: part for split in parts})
   monkeypatch.setitem(sys.modules, "datasets", module)
   with pytest.raises(ValueError, match=message):
-    data_lib.image_data(f"hf://me/{len(parts)}")
+    images_lib.image_data(f"hf://me/{len(parts)}")
 
 
 def test_data_stay_bytes_until_they_are_used():
-  task = suite.get("mlp", parametrizations.get("mup"))
+  task = families.get("mlp", parametrizations.get("mup"))
   for split in task.data.values():
     assert split["image"].dtype == np.uint8
     batch = task.sample_batch(jax.random.key(0), jax.device_put(split))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import estimator_bench
+from experiments.benchmarks import estimator_bench
 from meta_train import estimators
 
 UNBIASED = ["full_backprop", "full_es", "noise_reuse_es", "pes"]

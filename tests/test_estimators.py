@@ -7,13 +7,13 @@ import optax
 import pytest
 
 from learned_opt import base as learned_opt_base
-from learned_opt import parametrizations
-from meta_train import backprop
+from learned_opt.scaling import parametrizations
 from meta_train import estimators
-from meta_train import perturb
 from meta_train import step as step_lib
 from meta_train import unroll
-from tasks import suite
+from meta_train.estimators.shared import backprop
+from meta_train.estimators.shared import perturb
+from tasks import families
 
 TRUNCATION, WINDOWS = 3, 4
 LENGTH = TRUNCATION * WINDOWS
@@ -34,7 +34,7 @@ def same_start(task):
   return task._replace(init=lambda key: {"p": jnp.array([1.0, -0.5, 2.0])})
 
 
-TASK = same_start(suite.get("quadratic", None, dim=3))
+TASK = same_start(families.get("quadratic", None, dim=3))
 
 
 def make(std=0.01, name="pes", **settings):
@@ -152,7 +152,7 @@ def test_noise_differs_between_steps_copies_and_parameters():
 
 def test_pairs_share_start_and_batches():
   """With no noise the two networks of a pair stay equal."""
-  task = suite.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
+  task = families.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
   estimator = estimators.get(
       "pes", task=task, opt_fn=lambda theta, num_steps=None: sgd(THETA),
       truncation=2, shortest=4, longest=4)
@@ -366,7 +366,7 @@ def test_settings_that_make_no_sense(settings, message):
 
 def test_noise_and_batches_differ_between_outer_steps():
   """At a theta that does not move, every outer step draws anew."""
-  task = suite.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
+  task = families.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
   lopt = learned_opt_base.LearnedOptimizer(lambda key: THETA, sgd)
   estimator = estimators.get(
       "pes", task=task, opt_fn=sgd, truncation=2, shortest=8, longest=8)

@@ -8,8 +8,9 @@ import struct
 import numpy as np
 import pytest
 
-from tasks import data as data_lib
-from tasks import formats
+from tasks.data import images as images_lib
+from tasks.data import text as text_lib
+from tasks.data.image_formats import idx
 
 DATA_DIR = os.environ.get("MULO_DATA_DIR")
 needs_files = pytest.mark.skipif(
@@ -23,7 +24,7 @@ IDX = struct.pack(">4B3I", 0, 0, 8, 3, 2, 3, 4) + IMAGES.tobytes()
 
 def read(folder: pathlib.Path, content: bytes, name: str = "x"):
   (folder / name).write_bytes(content)
-  return formats.read_idx(folder / "x", ndim=3)
+  return idx.read(folder / "x", ndim=3)
 
 
 def test_idx(tmp_path):
@@ -65,7 +66,7 @@ def write_mnist(folder, labels, images=2):
 def test_idx_labels(tmp_path, name, labels, message):
   write_mnist(tmp_path / name, labels, 20)
   with pytest.raises(ValueError, match=message):
-    data_lib.image_data(name, str(tmp_path))
+    images_lib.image_data(name, str(tmp_path))
 
 
 CIFAR = pathlib.Path("cifar-10-batches-bin")
@@ -85,7 +86,7 @@ def write_cifar(folder, change=lambda batch: batch):
 
 def test_cifar10(tmp_path):
   records = write_cifar(tmp_path)
-  data = data_lib.image_data("cifar10", str(tmp_path))
+  data = images_lib.image_data("cifar10", str(tmp_path))
   assert {k: len(x["label"]) for k, x in data.splits.items()} == {
       "train": 16, "inner_valid": 2, "outer_valid": 2, "test": 10}
   image = data.splits["test"]["image"]
@@ -103,7 +104,7 @@ def test_cifar10(tmp_path):
 def test_damaged_cifar10(tmp_path, change, message):
   write_cifar(tmp_path, change)
   with pytest.raises(ValueError, match=message):
-    data_lib.image_data("cifar10", str(tmp_path))
+    images_lib.image_data("cifar10", str(tmp_path))
 
 
 def test_missing_batch_of_cifar10(tmp_path):
@@ -111,13 +112,13 @@ def test_missing_batch_of_cifar10(tmp_path):
   folder = tmp_path / CIFAR
   (folder / "data_batch_2.bin").rename(folder / "data_batch_3.bin")
   with pytest.raises(FileNotFoundError, match="data_batch_2.bin does not"):
-    data_lib.image_data("cifar10", str(tmp_path))
+    images_lib.image_data("cifar10", str(tmp_path))
 
 
 def test_too_few_images(tmp_path):
   write_mnist(tmp_path / "mnist", [1, 2])
   with pytest.raises(ValueError, match="has 2 images, too few"):
-    data_lib.image_data("mnist", str(tmp_path))
+    images_lib.image_data("mnist", str(tmp_path))
 
 
 def test_cifar100_uses_the_fine_label(tmp_path):
@@ -127,7 +128,7 @@ def test_cifar100_uses_the_fine_label(tmp_path):
   for name in ("train", "test"):
     (tmp_path / "cifar-100-binary" / f"{name}.bin").write_bytes(
         records.tobytes())
-  data = data_lib.image_data("cifar100", str(tmp_path))
+  data = images_lib.image_data("cifar100", str(tmp_path))
   assert data.num_classes == 100
   assert set(data.splits["train"]["label"]) == {99}
 
@@ -144,7 +145,7 @@ def write_imagenet(folder, size=32, change=lambda content: content, **arrays):
 
 def test_imagenet(tmp_path):
   write_imagenet(tmp_path)
-  data = data_lib.image_data("imagenet32", str(tmp_path))
+  data = images_lib.image_data("imagenet32", str(tmp_path))
   assert data.splits["train"]["image"].shape == (16, 32, 32, 3)
   assert set(data.splits["test"]["label"]) == {0, 999}
   np.testing.assert_array_equal(
@@ -170,7 +171,7 @@ def test_imagenet(tmp_path):
 def test_damaged_imagenet(tmp_path, change, arrays, message):
   write_imagenet(tmp_path, change=change, **arrays)
   with pytest.raises(ValueError, match=message):
-    data_lib.image_data("imagenet32", str(tmp_path))
+    images_lib.image_data("imagenet32", str(tmp_path))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -180,7 +181,7 @@ def test_damaged_text(tmp_path, content, message):
   (tmp_path / "text").mkdir()
   (tmp_path / "text" / "novel.txt").write_bytes(content)
   with pytest.raises(ValueError, match=message):
-    data_lib.text_data("novel", str(tmp_path))
+    text_lib.text_data("novel", str(tmp_path))
 
 
 @needs_files
@@ -197,4 +198,4 @@ def test_truncated_copies_of_real_files(tmp_path, name, path):
   content = (source / path).read_bytes()
   (tmp_path / path).write_bytes(content[:-100])
   with pytest.raises(ValueError, match=pathlib.Path(path).name):
-    data_lib.image_data(name, str(tmp_path))
+    images_lib.image_data(name, str(tmp_path))

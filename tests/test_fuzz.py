@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from experiments import fuzz
+from experiments.robustness import fuzz
 from learned_opt import artifact as artifact_lib
 import mulo
-from mulo import layouts
+from mulo import _published_layouts as published_layouts
 
 
 def test_500_cases():
@@ -19,11 +19,11 @@ def test_500_cases():
   assert 10 < sum(v == "read" for v in found.values()) < 250
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("layout", published_layouts.LAYOUTS)
 def test_what_is_changed_was_valid(layout):
   arrays, arguments = fuzz.published(layout)
   found = mulo.convert(arrays, layout, **arguments)
-  assert found.optimizer == layouts.LAYOUTS[layout].optimizer
+  assert found.optimizer == published_layouts.LAYOUTS[layout].optimizer
 
 
 def bad_cases(seed, folder):

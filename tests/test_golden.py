@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import accumulators
 from learned_opt import artifact as artifact_lib
-from learned_opt import loss_features
 from learned_opt import optimizers
 from learned_opt.optimizers import adafac_mlp
+from learned_opt.update import accumulators
+from learned_opt.update import loss_features
 import mulo
-from mulo import layouts
+from mulo import _published_layouts as published_layouts
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 LO = "learned_optimization/"
@@ -265,4 +265,4 @@ def test_convert_from_torch():
 
 def test_all_layouts_are_tested():
   tested = {layout for layout, *_ in FILES.values()} | {"pylo/meta_mlp"}
-  assert tested == set(layouts.LAYOUTS)
+  assert tested == set(published_layouts.LAYOUTS)

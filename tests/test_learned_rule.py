@@ -7,15 +7,15 @@ import optax
 import pytest
 import test_transfer
 
-from experiments import learned_rule
-from learned_opt import parametrizations
+from experiments.studies import learned_rule
+from learned_opt.scaling import parametrizations
 import mulo
-from tasks import suite
+from tasks import families
 
 
 @pytest.fixture(scope="module")
 def task():
-  return suite.get("mlp", parametrizations.get("standard"), width=16, depth=2,
+  return families.get("mlp", parametrizations.get("standard"), width=16, depth=2,
                    batch_size=16)
 
 

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import tiny_config
 
-from experiments import task_table
-from learned_opt import parametrizations
-from meta_train import metrics
+from experiments.studies import task_table
+from learned_opt.scaling import parametrizations
 from meta_train import train
+from meta_train.workdir import metrics
 import mulo
-from tasks import suite
+from tasks import families
 from tasks import suites
 
 
@@ -60,7 +60,7 @@ def test_resumes_bit_exactly(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("width, depth", [(5, 1), (3, 2)])
 def test_flops_of_a_multilayer_perceptron(width, depth):
-  task = suite.get("mlp", parametrizations.get("standard"), width=width,
+  task = families.get("mlp", parametrizations.get("standard"), width=width,
                    depth=depth, batch_size=7)
   found = task_table.card(task)
   sizes = [64, *[width] * depth, 10]
@@ -83,7 +83,7 @@ def test_flops_of_loops_and_convolutions():
 
 
 def test_tuning_prefers_what_does_not_diverge():
-  task = suite.get("quadratic", None, dim=2)
+  task = families.get("quadratic", None, dim=2)
   found = task_table.tuned(task, 60, 2)
   assert found["learning_rate"] == pytest.approx(10**-0.5)
   assert not found["grid_edge"] and found["train_loss"] < 0.1

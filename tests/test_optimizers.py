@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from experiments import naive
-from learned_opt import blocks
 from learned_opt import optimizers
 from learned_opt.optimizers import mulo as mulo_lib
+from learned_opt.update import blocks
 
 
 def run(tx, params, grads):

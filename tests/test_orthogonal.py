@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from learned_opt import blocks
 from learned_opt import optimizers
-from learned_opt import orthogonal
+from learned_opt.update import blocks
+from learned_opt.update import orthogonal
 from meta_train.configs import mulo_s
 
 

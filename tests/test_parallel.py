@@ -15,18 +15,18 @@ import pytest
 import tiny_config
 
 from learned_opt import optimizers
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
+from meta_train import build
 from meta_train import estimators
-from meta_train import parallel
-from meta_train import program
 from meta_train import train
+from meta_train.devices import parallel
 import mulo
-from tasks import suite
+from tasks import families
 
 ROOT = pathlib.Path(__file__).parents[1]
 COPIES = 8
 MUP = parametrizations.get("mup")
-TASK = suite.get("mlp", MUP, width=4, depth=1, batch_size=4)
+TASK = families.get("mlp", MUP, width=4, depth=1, batch_size=4)
 
 
 def sgd(theta, *, num_steps=None):
@@ -76,7 +76,7 @@ def test_device_counts_and_mappings(name):
 def test_truncated_backprop_of_a_learned_optimizer():
   """Finite also where all gradients of a parameter are zero."""
   shapes = {"w": (3, 4), "b": (4,), "dead": (2, 2)}
-  task = suite.get("quadratic", None, dim=2)._replace(
+  task = families.get("quadratic", None, dim=2)._replace(
       init=lambda key: {name: jax.random.normal(key, shape)
                         for name, shape in shapes.items()},
       loss=lambda params, key, batch: (
@@ -125,7 +125,7 @@ def test_one_collective_in_an_outer_step():
   """More of them can block each other's threads on CPU devices."""
   config = tiny_config.get_config()
   config.update(devices=2)
-  built = program.build(config, None)
+  built = build.build(config, None)
   data, = built.data(0, 1)
   text = jax.jit(built.step).lower(built.init(), data).compile().as_text()
   collectives = re.findall(

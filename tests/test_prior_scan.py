@@ -9,19 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import prior_scan
+from experiments.studies import prior_scan
 from learned_opt import optimizers
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
+from meta_train import build
 from meta_train import configs
-from meta_train import program
-from tasks import suite
+from tasks import families
 
 FILES = ("mnist", "cifar10")  # data sets that do not come with mulo
 
 
 def test_factors():
   """Each on the role that it is called after."""
-  task = suite.get("mlp", parametrizations.get("mup"), width=4, depth=2)
+  task = families.get("mlp", parametrizations.get("mup"), width=4, depth=2)
   lopt = optimizers.get("mulo", hidden=3, step_mult=1.0)
   theta = lopt.init(jax.random.key(0))
   params = jax.jit(task.init)(jax.random.key(0))
@@ -64,11 +64,11 @@ def test_table(monkeypatch):
 def test_configs_make_sense(name):
   module = importlib.import_module(f"{configs.__name__}.{name}")
   config = module.get_config()
-  program.check(config)
+  build.check(config)
   if "MULO_DATA_DIR" not in os.environ and any(
       section.get("dataset") in FILES for section in (
           *config.tasks.values(), *config.evaluation.tasks.values())):
     pytest.skip("MULO_DATA_DIR is not set")
   for section in (config.tasks, config.evaluation.tasks):
-    for task, _ in program.tasks(config, section, None).values():
+    for task, _ in build.tasks(config, section, None).values():
       assert jax.eval_shape(task.init, jax.random.key(0))

@@ -11,20 +11,20 @@ import test_estimators as shared
 import tiny_config
 
 from learned_opt import base as learned_opt_base
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
+from meta_train import build
 from meta_train import estimators
-from meta_train import metrics
-from meta_train import program
 from meta_train import step as step_lib
 from meta_train import train
 from meta_train import unroll
+from meta_train.workdir import metrics
 import mulo
-from tasks import suite
+from tasks import families
 
 
 def test_both_is_the_mean_of_train_and_validation_loss():
   standard = parametrizations.get("standard")
-  task = suite.get("mlp", standard, width=2, depth=1, batch_size=2)
+  task = families.get("mlp", standard, width=2, depth=1, batch_size=2)
   sgd = lambda theta, num_steps: optax.sgd(0.1)
   state = unroll.start(task, sgd, None, jax.random.key(0), 5)
   data = jax.tree.map(jnp.asarray, task.data)
@@ -59,7 +59,7 @@ def test_meta_optimizer():
   def moved(clip, sizes):
     with config.unlocked():
       config.theta_opt.clip = clip
-    tx = program.theta_optimizer(config)
+    tx = build.theta_optimizer(config)
     state = tx.init(theta)
     for size in sizes:
       grads = jax.tree.map(lambda x, size=size: size * x, direction)

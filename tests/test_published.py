@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from learned_opt import artifact as artifact_lib
-from learned_opt import blocks
 from learned_opt import optimizers
 from learned_opt.optimizers import nn_adam
+from learned_opt.update import blocks
 import mulo
 
 # Parameters of one shape share a program, so some stand between others.

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from meta_train import metrics
 from meta_train import train
 from meta_train.configs import mulo_m
+from meta_train.workdir import metrics
 import mulo
 
 

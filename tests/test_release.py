@@ -46,7 +46,7 @@ def study(tmp_path):
   """A workdir of transfer: one target lost, one won, and one run diverged."""
   folder = tmp_path / "width"
   folder.mkdir()
-  (folder / "command.txt").write_text("python -m experiments.transfer\n")
+  (folder / "command.txt").write_text("python -m experiments.studies.transfer\n")
   row = {"schedule": "", "learning_rate": np.nan, "grid_edge": False,
          "mean_train_loss": 1.0, "test_loss": 1.0, "speedup": 1.0}
   rows = [
@@ -73,7 +73,7 @@ def test_release(tmp_path, run, study):
       hashlib.sha256(content).hexdigest(), "| digits | mlp", "width=3",
       artifact_lib.sha256(mulo.read(out / "ours.safetensors").theta),
       "- a: final train loss 0.5 against 0.4, validation loss 0.5 against 0.4",
-      "- c: 1 of 1 runs diverged", "experiments.transfer", "AdamW"):
+      "- c: 1 of 1 runs diverged", "experiments.studies.transfer", "AdamW"):
     assert part in text, part
   assert "- b" not in text
   assert "rival" not in text  # neither released nor a baseline

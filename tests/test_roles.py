@@ -34,14 +34,14 @@ def test_blocks():
       public_models.TOKENS)
   facts = scaling.infer(gpt(16, 3), gpt(64, 3), deeper_shapes=gpt(64, 5),
                         base_depth=2)
-  for path, fact in facts.items():
-    assert (fact.depth, fact.base_depth) == (
+  for path, info in facts.items():
+    assert (info.depth, info.base_depth) == (
         (3, 2) if path.startswith("Block") else (1, 1)), path
   model = public_models.MODELS["gpt, scan"]
   facts = scaling.infer(model.shapes(16), model.shapes(64), **model.settings)
-  for path, fact in facts.items():
+  for path, info in facts.items():
     stack = path.startswith("blocks")
-    assert (fact.depth, fact.stack) == ((3, (0,)) if stack else (1, ())), path
+    assert (info.depth, info.stack) == ((3, (0,)) if stack else (1, ())), path
 
 
 def test_heads_that_grow_in_size():
@@ -51,12 +51,12 @@ def test_heads_that_grow_in_size():
       public_models.TOKENS)
   facts = scaling.infer(gpt(2), gpt(4))
   for name in "qkvo":
-    fact = facts[f"Block_0/Attention_0/{name}/kernel"]
-    assert fact.role == "hidden" and fact.open
-  fact = scaling.infer(gpt(2), gpt(4), overrides={
+    info = facts[f"Block_0/Attention_0/{name}/kernel"]
+    assert info.role == "hidden" and info.open
+  info = scaling.infer(gpt(2), gpt(4), overrides={
       "*/[qkv]/kernel": scaling.Override(inputs=(0,))})[
           "Block_0/Attention_0/k/kernel"]
-  assert (fact.fan_in, fact.fan_out, fact.open) == (16, 8, "")
+  assert (info.fan_in, info.fan_out, info.open) == (16, 8, "")
   assert scaling.attention_mult(8, 2) == pytest.approx(2**0.5 / 8)
   assert scaling.attention_mult(2, 2) == 2**-0.5
 

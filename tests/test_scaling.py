@@ -9,10 +9,10 @@ import optax
 import public_models
 import pytest
 
-from learned_opt import factors
 from learned_opt import optimizers
-from learned_opt import parametrizations
-from learned_opt import width
+from learned_opt.scaling import multipliers
+from learned_opt.scaling import parametrizations
+from learned_opt.scaling import width
 from mulo import scaling
 
 tree = public_models.tree
@@ -47,12 +47,12 @@ GOLDEN["unit_scaled", True] = {
 @pytest.mark.parametrize("name, forward", GOLDEN)
 def test_golden_factors(name, forward):
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
-  found = scaling.factors(
+  found = scaling.multipliers(
       shapes, bases, parametrization=name, forward=forward)
   for role, f in found.items():
     assert (f.std, f.output, f.update, f.update / f.gradient, f.gradient,
             f.decay) == pytest.approx(GOLDEN[name, forward][role]), role
-  same = scaling.factors(bases, bases, delta_shapes=shapes, forward=forward,
+  same = scaling.multipliers(bases, bases, delta_shapes=shapes, forward=forward,
                          parametrization=name)
   for role, f in same.items():
     assert f == (1, 1, 1, 1, role != "vector")
@@ -84,7 +84,7 @@ def symmetric():
 
 def test_golden_factors_of_table_9():
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
-  found = scaling.factors(
+  found = scaling.multipliers(
       shapes, bases, parametrization=symmetric(), forward=True)
   first = (1 / 2, 2, 1 / 2, 1, 1 / 2)
   expected = {
@@ -105,7 +105,7 @@ def test_golden_factors_of_depth(name, settings, branch, update, gradient):
   rule = parametrizations.get(name, **settings)
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
   overrides = {"hidden": scaling.Override(depth=8)}
-  found = scaling.factors(shapes, bases, parametrization=rule, base_depth=2,
+  found = scaling.multipliers(shapes, bases, parametrization=rule, base_depth=2,
                           overrides=overrides)
   assert scaling.branch_mult(8, 2, parametrization=rule) == branch
   assert found["hidden"].update == pytest.approx(update / 4)
@@ -173,7 +173,7 @@ def test_a_factor_in_the_forward_pass_can_be_in_the_update(name):
   for rule, forward in (("mup", False), ("mup", True), (symmetric(), True)):
     settings = {"parametrization": rule, "forward": forward}
     params = scaling.rescale_init(start, base, **settings)
-    mults = {k: f.output for k, f in scaling.factors(
+    mults = {k: f.output for k, f in scaling.multipliers(
         start, base, **settings).items()}
     found.append(losses(
         OPTIMIZERS[name](base_shapes=base, **settings), params, mults))
@@ -369,7 +369,7 @@ def test_learned_optimizer_without_a_factor_in_the_forward_pass():
   for forward in (True, False):
     tx = optax.chain(
         lopt.opt_fn(lopt.init(jax.random.key(0))),
-        factors.scale_by_parametrization(rule, base, forward=forward))
+        multipliers.scale_by_parametrization(rule, base, forward=forward))
     found.append(losses(
         tx, params, {"output": 1 / WIDE if forward else 1.0}, steps=8))
   assert abs(found[0][-1] / found[0][0] - 1) > 1e-3

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import epsilon_study
-from experiments import lr_transfer
+from experiments.studies import epsilon_study
+from experiments.studies import lr_transfer
 
 
 @pytest.mark.parametrize("form", epsilon_study.FORMS)

@@ -12,10 +12,10 @@ import msgpack
 import numpy as np
 import pytest
 
-from experiments import fuzz
+from experiments.robustness import fuzz
 from learned_opt import optimizers
 import mulo
-from mulo import hub
+from mulo import _hub as hub
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 LAYOUT = "learned_optimization/adafac_mlp_lopt"
@@ -101,7 +101,7 @@ def test_hostile_msgpack(tmp_path, content, message):
 def test_msgpack_is_missing(tmp_path, monkeypatch):
   (tmp_path / "x").write_bytes(b"\x80")
   monkeypatch.setitem(sys.modules, "msgpack", None)
-  with pytest.raises(ImportError, match="pip install 'mulo.hub.'"):
+  with pytest.raises(ImportError, match="pip install 'mulo._hub.'"):
     mulo.read_arrays(tmp_path / "x")
 
 
@@ -248,8 +248,8 @@ def test_width_without_base_shapes():
   shape = lambda *n: jax.ShapeDtypeStruct(n, np.float32)
   params = {"in": shape(784, 64), "hidden": shape(64, 64), "b": shape(9999),
             "conv": shape(3, 3, 16, 32), "vocabulary": shape(5000, 64)}
-  assert mulo.guard.network_width(params, None) == 64
-  assert mulo.guard.network_width({}, None) == 0
+  assert mulo._horizon_warnings.network_width(params, None) == 64
+  assert mulo._horizon_warnings.network_width({}, None) == 0
 
 
 def test_names_are_read_as_the_hub_has_them():

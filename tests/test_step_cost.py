@@ -7,12 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import step_cost
-from experiments import timing
-from learned_opt import accumulators
+from experiments.benchmarks import step_cost
+from experiments.benchmarks import timing
 from learned_opt import artifact as artifact_lib
-from learned_opt import blocks
 from learned_opt import optimizers
+from learned_opt.update import accumulators
+from learned_opt.update import blocks
 import mulo
 
 NAMES = ["adafac_mlp", "mulo"]

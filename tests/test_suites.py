@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
 from meta_train import evaluate
 from meta_train import unroll
 from tasks import augment
-from tasks import suite
+from tasks import families
 from tasks import suites
 
 MUP, STANDARD = (parametrizations.get(n) for n in ("mup", "standard"))
@@ -27,7 +27,7 @@ needs_files = pytest.mark.skipif(
     ("global", 1), ("tensor", 6), ("parameter", 4 + 2 * 300)])
 def test_reparametrization(level, numbers):
   """The same network, gradients times the factors, new ones every episode."""
-  plain = suite.get("mlp", MUP, width=4)
+  plain = families.get("mlp", MUP, width=4)
   task = augment.reparametrize(plain, level, 0.1, 10.0)
   seen = {}
 
@@ -72,7 +72,7 @@ def test_reparametrization(level, numbers):
 @pytest.mark.parametrize("level", augment.LEVELS)
 def test_evaluation_of_reparametrized_tasks(level):
   """At rate 0 nothing is trained, so factors change nothing."""
-  plain = suite.get("mlp", MUP, width=2, depth=1)
+  plain = families.get("mlp", MUP, width=2, depth=1)
   opt_fn = lambda rate, *, num_steps=None: optax.with_extra_args_support(
       optax.sgd(rate))
   keys = jax.random.split(jax.random.key(0), 10)  # as many as classes
@@ -83,7 +83,7 @@ def test_evaluation_of_reparametrized_tasks(level):
 
 
 def test_factors_do_not_depend_on_params():
-  task = augment.reparametrize(suite.get("mlp", MUP, width=4), "parameter")
+  task = augment.reparametrize(families.get("mlp", MUP, width=4), "parameter")
 
   def one(key):
     state = unroll.start(task, lambda theta, num_steps: optax.sgd(0.0), None,
@@ -105,7 +105,7 @@ def test_factors_do_not_depend_on_params():
     (("tensors",), "available: global, tensor, parameter"),
     (("tensor", 0.0, 1.0), "low 0.0"), (("tensor", 2.0, 1.0), "at most high")])
 def test_reparametrization_errors(arguments, message):
-  task = suite.get("quadratic", None)
+  task = families.get("quadratic", None)
   with pytest.raises(ValueError, match=message):
     augment.reparametrize(task, *arguments)
   with pytest.raises(ValueError, match="already"):
@@ -114,7 +114,7 @@ def test_reparametrization_errors(arguments, message):
 
 def test_no_heldout_task_is_trained_on_or_chosen_by():
   def pair(section):
-    make = importlib.import_module(f"tasks.suite.{section['name']}").make
+    make = importlib.import_module(f"tasks.families.{section['name']}").make
     default = inspect.signature(make).parameters["dataset"].default
     return section["name"], section.get("dataset", default)
   held = suites.get("heldout")
@@ -135,7 +135,7 @@ def test_heldout_networks_are_larger():
     same = [s for suite_name in suites.TRAINING
             for s in suites.get(suite_name).values()
             if s["name"] == section["name"]]
-    make = importlib.import_module(f"tasks.suite.{section['name']}").make
+    make = importlib.import_module(f"tasks.families.{section['name']}").make
     value = lambda s, key, make=make: s.get(
         key, inspect.signature(make).parameters[key].default)
     assert all(any(value(section, key) > value(s, key)
@@ -150,6 +150,6 @@ def test_every_section_of_the_suites_is_a_task(name):
   for section in suites.get(name).values():
     settings = {k: v for k, v in section.items()
                 if k not in ("name", "augment", "num_steps")}
-    task = suite.get(section["name"], MUP, **settings)
+    task = families.get(section["name"], MUP, **settings)
     if "augment" in section:
       augment.reparametrize(task, **section["augment"])

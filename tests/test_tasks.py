@@ -9,15 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
 from meta_train import unroll
 from tasks import base
+from tasks import families
 from tasks import layers
 from tasks import normalizers
-from tasks import suite
-from tasks import text as text_lib
-from tasks.suite import rnn_lm
-from tasks.suite import transformer_lm
+from tasks import text_tasks
+from tasks.families import rnn_lm
+from tasks.families import transformer_lm
 
 MUP, STANDARD = (parametrizations.get(n) for n in ("mup", "standard"))
 needs_files = pytest.mark.skipif(
@@ -30,7 +30,7 @@ SMALL = {  # settings that make every family quick
     "transformer_lm": {"width": 16, "length": 8},
     "vit": {"width": 16, "batch_size": 16}}
 VARIANTS = [
-    *[(name, SMALL.get(name, {})) for name in suite.names()],
+    *[(name, SMALL.get(name, {})) for name in families.names()],
     *[(name, SMALL.get(name, {}) | settings) for name, settings in (
         ("conv", {"pooling": "max", "norm": "layer"}),
         ("conv", {"pooling": "average", "activation": "silu", "depth": 3}),
@@ -43,7 +43,7 @@ VARIANTS = [
 label = lambda x: x if isinstance(x, str) else ",".join(
     f"{k}={v}" for k, v in x.items())
 variants = pytest.mark.parametrize("name, settings", VARIANTS, ids=label)
-families = pytest.mark.parametrize("name", suite.names())
+every_family = pytest.mark.parametrize("name", families.names())
 
 
 @pytest.fixture(params=["standard", "mup"])
@@ -58,7 +58,7 @@ def batch_of(task, seed=1):
 
 @variants
 def test_every_task(name, settings, parametrization):
-  task = suite.get(name, parametrization, **settings)
+  task = families.get(name, parametrization, **settings)
   assert set(task.data) == set(base.SPLITS)
   init = jax.jit(task.init)
   keys = jax.random.split(jax.random.key(0), 2)
@@ -102,7 +102,7 @@ def test_every_task(name, settings, parametrization):
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_blocks_of_resnets(norm):
   """What is said about blocks is about parameters that there are."""
-  task = suite.get("resnet", MUP, norm=norm, **SMALL["resnet"])
+  task = families.get("resnet", MUP, norm=norm, **SMALL["resnet"])
   unroll.scaled(lambda theta, **_: optax.identity(), MUP, task)(None).init(
       jax.eval_shape(task.init, jax.random.key(0)))
 
@@ -134,10 +134,10 @@ def check_init(task, params, settings, parametrization):
 
 
 @pytest.mark.parametrize("name", [
-    name for name in suite.names() if name != "quadratic"])  # has no network
+    name for name in families.names() if name != "quadratic"])  # has no network
 def test_bfloat16_is_close(name):
   settings = SMALL.get(name, {})
-  full, half = (suite.get(name, STANDARD, **settings, compute_dtype=dtype)
+  full, half = (families.get(name, STANDARD, **settings, compute_dtype=dtype)
                 for dtype in ("float32", "bfloat16"))
   params = jax.jit(full.init)(jax.random.key(0))
   values = [jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
@@ -154,7 +154,7 @@ def test_bfloat16_is_close(name):
 def test_readout_under_mup_is_divided_by_width():
   for name, layer, kind in (
       ("mlp", "layer_2", "w"), ("vit", "Dense_1", "kernel")):
-    tasks = [suite.get(name, p, width=32) for p in (MUP, STANDARD)]
+    tasks = [families.get(name, p, width=32) for p in (MUP, STANDARD)]
     params = jax.jit(tasks[1].init)(jax.random.key(0))
     scaled = jax.tree.map(lambda x: x, params)
     scaled[layer][kind] = 32 * params[layer][kind]
@@ -170,7 +170,7 @@ def test_readout_under_mup_is_divided_by_width():
 
 def test_attention_logits():
   """1 / head size under muP, 1 / sqrt(head size) else."""
-  tasks = [suite.get("vit", p, width=16, head_size=4)
+  tasks = [families.get("vit", p, width=16, head_size=4)
            for p in (MUP, STANDARD)]
   params = jax.jit(tasks[1].init)(jax.random.key(0))
   params["Dense_1"]["kernel"] *= 0
@@ -191,7 +191,7 @@ def test_attention_logits():
     (rnn_lm.make, {"cell": "lstm"})])
 def test_language_models_do_not_look_ahead(make, settings):
   network = make.__wrapped__(
-      STANDARD, text_lib.load(length=8), width=16, **settings)
+      STANDARD, text_tasks.load(length=8), width=16, **settings)
   params = network.init(jax.random.key(0))
   token = jnp.arange(16).reshape(2, 8)
   apply = jax.jit(network.apply)
@@ -223,9 +223,9 @@ def test_convolution_as_a_product(stride, size):
       atol=1e-5)
 
 
-@families
+@every_family
 def test_optimum(name):
-  task = suite.get(name, STANDARD, **SMALL.get(name, {}))
+  task = families.get(name, STANDARD, **SMALL.get(name, {}))
   assert (task.optimum is None) == (
       name not in ("quadratic", "logistic_regression"))
   if task.optimum is None:
@@ -245,7 +245,7 @@ def test_optimum(name):
 
 
 def test_quadratic_under_gradient_descent():
-  task = suite.get("quadratic", None, dim=3, condition=3.0)
+  task = families.get("quadratic", None, dim=3, condition=3.0)
   params = task.init(jax.random.key(0))
   start = np.asarray(params["p"])
   grad = jax.jit(jax.grad(lambda p: task.loss(p, None, {})[0]))
@@ -258,14 +258,14 @@ def test_quadratic_under_gradient_descent():
 def test_normalizers():
   losses = jnp.array([-1.0, 0.5, 100.0, jnp.inf, jnp.nan])
   worst = 1.5 * np.log(10)
-  task = suite.get("mlp", MUP, width=4)
+  task = families.get("mlp", MUP, width=4)
   np.testing.assert_allclose(
       task.normalize(losses), [0, 0.5, worst, worst, worst], rtol=1e-6)
-  auto = suite.get("autoencoder", MUP, width=4)
+  auto = families.get("autoencoder", MUP, width=4)
   np.testing.assert_allclose(
       auto.normalize(auto.chance_loss * losses),
       [0, 0.5, 1.5, 1.5, 1.5], rtol=1e-6)
-  free = suite.get("quadratic", None).normalize
+  free = families.get("quadratic", None).normalize
   np.testing.assert_array_equal(free(losses), losses)
   scaled = normalizers.Normalizer(-2.0, 1.0, 0.5, 10.0, log=True)
   np.testing.assert_allclose(
@@ -282,7 +282,7 @@ def test_normalizers():
 
 
 @pytest.mark.parametrize("name, settings, message", [
-    ("mpl", {}, "available: " + ", ".join(suite.names())),
+    ("mpl", {}, "available: " + ", ".join(families.names())),
     ("quadratic", {"width": 3}, "does not take the settings"),
     ("vit", {"widht": 3}, "does not take the settings"),
     ("mlp", {"width": 0}, "width must be a whole number of at least 1, got 0"),
@@ -303,4 +303,4 @@ def test_normalizers():
     ("logistic_regression", {"decay": 0.0}, "decay must be positive")])
 def test_errors(name, settings, message):
   with pytest.raises(ValueError, match=message):
-    suite.get(name, MUP, **settings)
+    families.get(name, MUP, **settings)

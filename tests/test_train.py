@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import tiny_config
 
-from meta_train import checkpoint
-from meta_train import metrics
-from meta_train import program
-from meta_train import record
+from meta_train import build
 from meta_train import selection
 from meta_train import train
+from meta_train.workdir import checkpoint
+from meta_train.workdir import metrics
+from meta_train.workdir import run_record
 import mulo
-import tasks.suite.quadratic
+import tasks.families.quadratic
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -130,7 +130,7 @@ def test_resumes_from_the_last_checkpoint(where, step, resumed, tmp_path):
   subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), where,
                   str(step)], cwd=ROOT, env=ENVIRONMENT, capture_output=True)
   with checkpoint.Checkpointer(tmp_path / "checkpoints", 2) as saved:
-    built = program.build(tiny_config.get_config(), None)
+    built = build.build(tiny_config.get_config(), None)
     state = saved.restore_latest(jax.eval_shape(built.init))
   # An asynchronous write may be lost with the process, never two.
   assert state.step in (resumed, resumed - 2)
@@ -215,25 +215,25 @@ def test_errors_of_the_command_are_one_line(finished, tmp_path):
 def test_other_software_is_noted(tmp_path, monkeypatch, capsys):
   config = tiny_config.get_config()
   path = tmp_path / "config.json"
-  first = record.note_software(config, path, 1)
-  assert record.note_software(config, path, 1) == first
+  first = run_record.note_software(config, path, 1)
+  assert run_record.note_software(config, path, 1) == first
   assert capsys.readouterr().err == ""
   monkeypatch.setattr(
-      record, "software", lambda devices: dict(first[0], jax="9"))
-  assert record.note_software(config, path, 1) == [
+      run_record, "software", lambda devices: dict(first[0], jax="9"))
+  assert run_record.note_software(config, path, 1) == [
       *first, dict(first[0], jax="9")]
   assert "resuming with other software (jax)" in capsys.readouterr().err
 
 
 def test_a_meta_loss_that_is_not_finite_stops_the_run(monkeypatch, tmp_path):
-  make = tasks.suite.quadratic.make
+  make = tasks.families.quadratic.make
 
   def broken(parametrization, **settings):
     task = make(parametrization, **settings)
     return task._replace(
         loss=lambda params, key, batch: (params["p"][0] * np.inf, {}))
 
-  monkeypatch.setattr(tasks.suite.quadratic, "make", broken)
+  monkeypatch.setattr(tasks.families.quadratic, "make", broken)
   with pytest.raises(FloatingPointError, match="step 1 .*'bowl/meta_loss'"):
     train.meta_train(tiny_config.get_config(), str(tmp_path))
   assert not (tmp_path / "theta.safetensors").exists()
@@ -313,7 +313,7 @@ def test_damage_that_the_format_does_not_notice(finished, tmp_path,
                                                 monkeypatch):
   """The hash is of what was saved."""
   with checkpoint.Checkpointer(finished / "checkpoints", 2) as saved:
-    built = program.build(tiny_config.get_config(), None)
+    built = build.build(tiny_config.get_config(), None)
     state = saved.restore_latest(jax.eval_shape(built.init))
   monkeypatch.setattr(checkpoint, "_hash", lambda state: "another")
   with checkpoint.Checkpointer(tmp_path / "new", 2) as saved:

@@ -18,14 +18,14 @@ import tqdm
 from experiments import baselines
 from experiments import report
 from experiments import sweep
-from experiments import transfer
+from experiments.studies import transfer
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
-from learned_opt import parametrizations
+from learned_opt.scaling import parametrizations
 from meta_train import evaluate
 from meta_train import unroll
 import mulo
-from tasks import suite
+from tasks import families
 
 
 def artifact():
@@ -39,7 +39,7 @@ def test_command_is_resumable(tmp_path):
   mulo.save(tmp_path / "a.safetensors", artifact())
   folder = tmp_path / "study"
   command = [
-      sys.executable, "-m", "experiments.transfer", f"--workdir={folder}",
+      sys.executable, "-m", "experiments.studies.transfer", f"--workdir={folder}",
       f"--optimizers=ours={tmp_path / 'a.safetensors'},adamw",
       "--settings=depth=1,batch_size=4", "--values=2,3", "--num_steps=20",
       "--seeds=2", "--schedules=cosine"]
@@ -62,7 +62,7 @@ def test_command_is_resumable(tmp_path):
   assert len(cells) == 2 * 3
   assert (folder / "transfer.png").read_bytes()[:4] == b"\x89PNG"
   assert (folder / "command.txt").read_text() == (
-      "python -m experiments.transfer " + " ".join(command[3:]) + "\n")
+      "python -m experiments.studies.transfer " + " ".join(command[3:]) + "\n")
   # A cell that is not done is computed again, the others are not.
   (cells[0] / "DONE").unlink()
   (cells[0] / "metrics.jsonl").write_text("")
@@ -230,7 +230,7 @@ def test_what_diverges_does_not_flatten_the_plot(tmp_path, monkeypatch):
 def test_runs_do_not_depend_on_their_company():
   """A run's result is that of its theta and key, whatever runs beside it."""
   standard = parametrizations.get("standard")
-  task = suite.get("mlp", standard, width=4, depth=1, batch_size=4)
+  task = families.get("mlp", standard, width=4, depth=1, batch_size=4)
   adam = baselines.opt_fn(baselines.BASELINES["adam"], "constant")
   opt_fn = unroll.scaled(adam, standard, task)
   keys = jax.random.split(jax.random.key(0), 2)
@@ -277,7 +277,7 @@ def test_errors(call, message):
 
 def test_error_of_the_command_is_one_line(tmp_path):
   done = subprocess.run(
-      [sys.executable, "-m", "experiments.transfer",
+      [sys.executable, "-m", "experiments.studies.transfer",
        "--optimizers=nothing.safetensors", f"--workdir={tmp_path / 'x'}"],
       cwd=test_train.ROOT, capture_output=True, text=True,
       env=test_train.ENVIRONMENT)

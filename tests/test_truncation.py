@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_train import truncation
+from meta_train.estimators.shared import truncation
 
 
 def test_lengths():

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import factors
-from learned_opt import parametrizations
-from learned_opt import width
+from learned_opt.scaling import multipliers
+from learned_opt.scaling import parametrizations
+from learned_opt.scaling import width
 
 
 @pytest.mark.parametrize("shape, base_shape, role, fan_in", [
@@ -83,7 +83,7 @@ def params_of(n):
 
 def test_link_scales_hidden_matrices_only():
   params = params_of(16)
-  tx = factors.scale_by_parametrization(
+  tx = multipliers.scale_by_parametrization(
       parametrizations.get("mup"), jax.eval_shape(lambda: params_of(4)))
   updates, _ = jax.jit(tx.update)(params, tx.init(params))
   assert updates["w1"].dtype == jnp.bfloat16
@@ -94,7 +94,7 @@ def test_link_scales_hidden_matrices_only():
 
 def test_link_inside_masked():
   params = params_of(16)
-  link = factors.scale_by_parametrization(
+  link = multipliers.scale_by_parametrization(
       parametrizations.get("mup"), jax.eval_shape(lambda: params_of(4)))
   mask = jax.tree.map(lambda p: p.ndim > 1, params)
   tx = optax.masked(link, mask)
@@ -109,7 +109,7 @@ def test_link_inside_masked():
     (dict(params_of(4), w1=np.ones(4)), "w1: .*number of axes"),
     (dict(params_of(4), w1=np.ones((4, 4, 4))), "w1: .*number of axes")])
 def test_base_shapes_that_do_not_fit(bases, message):
-  tx = factors.scale_by_parametrization(parametrizations.get("mup"), bases)
+  tx = multipliers.scale_by_parametrization(parametrizations.get("mup"), bases)
   with pytest.raises(ValueError, match=message):
     tx.init(params_of(16))
 

@@ -13,11 +13,11 @@ Reference:
 import jax
 import jax.numpy as jnp
 
-from learned_opt import accumulators
 from learned_opt import base
-from learned_opt import features as features_lib
-from learned_opt import mlp
-from learned_opt import per_parameter
+from learned_opt.update import accumulators
+from learned_opt.update import features as features_lib
+from learned_opt.update import mlp
+from learned_opt.update import per_parameter
 
 INITIAL_DECAYS = {
     "momentum_decays": (0.9, 0.99, 0.999),
@@ -36,7 +36,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
     step_mult: factor on the update (0.01 is used under muP).
     exp_mult: factor on the magnitude output before exponentiation.
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
-    lowering: how the MLP is computed, see `learned_opt.mlp`.
+    lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
     ValueError: hidden is not a positive integer, a multiplier is not a

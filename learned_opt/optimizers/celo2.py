@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt import accumulators
 from learned_opt import base
-from learned_opt import lstm
-from learned_opt import mlp
-from learned_opt import orthogonal
-from learned_opt import per_parameter
-from learned_opt import velo_features
+from learned_opt.update import accumulators
+from learned_opt.update import lstm
+from learned_opt.update import mlp
+from learned_opt.update import orthogonal
+from learned_opt.update import per_parameter
+from learned_opt.update import velo_features
 
 SECOND_DECAY = 0.95
 EPSILON = 1e-9  # added to mean squares
@@ -58,7 +58,7 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
     adam: whether parameters of fewer than two axes go to Adam; else to the MLP
       without the features that are made of factors.
     adam_mult: factor on the learning rate of Adam, beside step_mult.
-    lowering: how the MLP is computed, see `learned_opt.mlp`.
+    lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
     ValueError: hidden is not a positive integer, a multiplier is not a

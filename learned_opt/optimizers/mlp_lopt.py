@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learned_opt import accumulators
 from learned_opt import base
-from learned_opt import features as features_lib
-from learned_opt import mlp
-from learned_opt import per_parameter
+from learned_opt.update import accumulators
+from learned_opt.update import features as features_lib
+from learned_opt.update import mlp
+from learned_opt.update import per_parameter
 
 DECAYS = np.array([0.1, 0.5, 0.9, 0.99, 0.999, 0.9999], np.float32)
 LAYOUT = features_lib.Layout(
@@ -35,7 +35,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
     hidden: width of both hidden layers.
     step_mult: factor on the update.
     exp_mult: factor on the magnitude output before exponentiation.
-    lowering: how the MLP is computed, see `learned_opt.mlp`.
+    lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
     ValueError: hidden is not a positive integer, a multiplier is not a

@@ -41,13 +41,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt import accumulators
 from learned_opt import base
-from learned_opt import blocks
-from learned_opt import features as features_lib
-from learned_opt import mlp
-from learned_opt import orthogonal
-from learned_opt import per_parameter
+from learned_opt.update import accumulators
+from learned_opt.update import blocks
+from learned_opt.update import features as features_lib
+from learned_opt.update import mlp
+from learned_opt.update import orthogonal
+from learned_opt.update import per_parameter
 
 INITIAL_DECAYS = (0.9, 0.99, 0.999)
 INITIAL_SECOND_DECAY = 0.999
@@ -90,7 +90,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     step_mult: factor on the update.
     exp_mult: factor on the magnitude output before exponentiation.
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
-    lowering: how the MLP is computed, see `learned_opt.mlp`.
+    lowering: how the MLP is computed, see `learned_opt.update.mlp`.
     horizon: the update is multiplied by a schedule, a warm-up over a twentieth
       of num_steps and a decay to zero by a learned power, at first linear, and
       by (num_steps / 1000)**-0.3, and the MLP sees two features of the part
@@ -105,7 +105,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
     newton_schulz: iterations that bring the singular values of the update of
       a parameter of two or more axes near to each other, 0 for none; all axes
       but the last are its inputs. Of the update that the MLP wrote the
-      Frobenius norm then counts, see `learned_opt.orthogonal`.
+      Frobenius norm then counts, see `learned_opt.update.orthogonal`.
     normalize: the update of each parameter gets an RMS of 1, times the
       multipliers and the schedule, so that the MLP decides its direction alone.
     recompute: the compiler may compute the MLP again for each use of what it

@@ -18,9 +18,9 @@ import numpy as np
 import optax
 
 from learned_opt import base
-from learned_opt import lstm
-from learned_opt import per_parameter
-from learned_opt import placement
+from learned_opt.update import lstm
+from learned_opt.update import per_parameter
+from learned_opt.update import placement
 
 # In the order of the LSTM's outputs. Hyperparameters are kept as a tenth of
 # the log of themselves, or for decays of 1 - decay, within these limits.
@@ -46,7 +46,7 @@ class State(NamedTuple):
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    groups: moments, see `learned_opt.per_parameter`.
+    groups: moments, see `learned_opt.update.per_parameter`.
     hyperparameters: of each parameter, see NAMES, [n, 4].
     lstm: n rows.
   """

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt import accumulators
 from learned_opt import base
-from learned_opt import loss_features
-from learned_opt import lstm
-from learned_opt import mlp
-from learned_opt import per_parameter
-from learned_opt import placement
-from learned_opt import velo_features
+from learned_opt.update import accumulators
+from learned_opt.update import loss_features
+from learned_opt.update import lstm
+from learned_opt.update import mlp
+from learned_opt.update import per_parameter
+from learned_opt.update import placement
+from learned_opt.update import velo_features
 
 SECOND_DECAY = 0.999
 MILESTONES = np.array(
@@ -44,7 +44,7 @@ class State(NamedTuple):
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    groups: statistics of gradients, see `learned_opt.per_parameter`.
+    groups: statistics of gradients, see `learned_opt.update.per_parameter`.
     lstm: its state, n rows.
     loss: averages of the loss.
   """
@@ -71,7 +71,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
     exp_mult: factor on the magnitude output before exponentiation.
     interpolation: factor on the mixed weights.
     param_scale: multiply updates by the RMS of their tensor.
-    lowering: how the MLP is computed, see `learned_opt.mlp`.
+    lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
     ValueError: a size is not a positive integer, a factor is not a positive

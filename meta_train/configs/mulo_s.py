@@ -3,7 +3,7 @@
 MULO_DATA_DIR=... python -m meta_train.train \
     --config=meta_train/configs/mulo_s.py --workdir=runs/mulo_s
 
-Needs MNIST (IDX files, see tasks/formats.py). Why it is what it is:
+Needs MNIST (IDX files, see tasks/data/formats.py). Why it is what it is:
 docs/meta_training.md.
 """
 

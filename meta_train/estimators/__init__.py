@@ -2,7 +2,7 @@
 
 import functools
 
-from learned_opt import base
+from learned_opt import registry
 
-get = functools.partial(base.get, __name__)
-names = functools.partial(base.names, __name__)
+get = functools.partial(registry.get, __name__)
+names = functools.partial(registry.names, __name__)

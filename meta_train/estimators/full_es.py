@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from meta_train import base
-from meta_train import perturb
-from meta_train import truncation as truncation_lib
 from meta_train import unroll
+from meta_train.estimators.shared import perturb
+from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
 
 

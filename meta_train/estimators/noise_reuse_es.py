@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from meta_train import antithetic
+from meta_train.estimators.shared import antithetic
 
 RULE = antithetic.Rule(
     eps=lambda fresh, kept, begins: jax.tree.map(

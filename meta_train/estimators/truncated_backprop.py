@@ -15,10 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meta_train import backprop
 from meta_train import base
-from meta_train import truncation as truncation_lib
 from meta_train import unroll
+from meta_train.estimators.shared import backprop
+from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
 
 

@@ -10,7 +10,7 @@ Reference:
 
 import functools
 
-from meta_train import antithetic
+from meta_train.estimators.shared import antithetic
 
 RULE = antithetic.Rule(
     eps=lambda fresh, kept, begins: fresh,

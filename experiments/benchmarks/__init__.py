@@ -1,0 +1,1 @@
+"""Benchmarks: what steps and meta-training cost."""

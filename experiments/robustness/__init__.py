@@ -1,0 +1,1 @@
+"""Checks that try to break things: files, processes, transformations."""

@@ -1,0 +1,1 @@
+"""Studies: what optimizers do, as tables and plots."""

@@ -1,0 +1,1 @@
+"""What a parameter is, and how it scales with width and depth."""

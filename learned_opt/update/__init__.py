@@ -1,0 +1,1 @@
+"""How an update is computed from gradients and theta."""

@@ -1,0 +1,134 @@
+"""The per-parameter MLP as two Pallas kernels for GPUs.
+
+One pass over the inputs for the mean squares of the features, which the
+normalisers need, and one for features, MLP and update; nothing else of the
+parameter's size is written. Each program takes BLOCK elements in the order of
+memory and finds what it needs of row and column factors from their indices, so
+shapes of any rank will do. On a CPU the kernels are interpreted, for tests.
+
+Never run on a GPU so far: checked are its results when interpreted, and that
+it lowers to Triton with jax 0.10. From 0.11 on JAX warns that this backend of
+Pallas will go.
+"""
+
+import math
+from typing import Callable
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+import jax.numpy as jnp
+
+from learned_opt.update import features as features_lib
+
+BLOCK = 128  # elements per program
+LEAST_WIDTH = 16  # of a matrix product in Triton
+
+
+def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
+  """Mean squares of the element features, [16 or 22].
+
+  Args:
+    features: see `learned_opt.update.features`.
+    shape: S.
+  """
+  count = sum(len(x) for x in jax.eval_shape(features.element, features.inputs))
+
+  def kernel(*refs):
+    out = refs[-1]
+    index, inside = _elements(shape)
+    inputs = _gather(features.inputs, refs[:-1], index, inside, shape)
+    for i, x in enumerate(features_lib.one_by_one(features, inputs)):
+      out[0, i] = jnp.sum(jnp.where(inside, x * x, 0))
+
+  blocks = pl.cdiv(math.prod(shape), BLOCK)
+  partial = _call(
+      kernel, features.inputs, [], jax.ShapeDtypeStruct(
+          (blocks, count), jnp.float32), pl.BlockSpec(
+              (1, count), lambda i: (i, 0)), blocks)
+  return jnp.sum(partial, 0) / math.prod(shape)
+
+
+def update(features: features_lib.Features, more: dict, layers: list,
+           limits: jax.Array | None, shape: tuple, output: Callable
+           ) -> jax.Array:
+  """`output(direction, magnitude)` of every element, [*S].
+
+  Args:
+    features: see `learned_opt.update.features`.
+    more: {name: [n, ...]}, features beyond those of the elements, which
+      broadcast against S.
+    layers: three pairs (weights [inputs, outputs], bias [outputs]); the inputs
+      of the first are the element features, then `more`.
+    limits: of the absolute values of element features, or None.
+    shape: S.
+    output: elementwise function.
+  """
+  size = math.prod(shape)
+  arrays = features.inputs | more
+  width = max(LEAST_WIDTH, pl.next_power_of_2(layers[0][0].shape[1]))
+  pad = lambda x, *shape: jnp.pad(
+      x, [(0, n - k) for n, k in zip(shape, x.shape)])
+  (w0, b0), (w1, b1), (w2, b2) = layers
+  small = [pad(w0, len(w0), width), pad(b0, width), pad(w1, width, width),
+           pad(b1, width), pad(w2.T, 2, width), b2]
+  if limits is not None:
+    small.append(limits)
+
+  def kernel(*refs):
+    big, small, out = refs[:len(arrays)], refs[len(arrays):-1], refs[-1]
+    w0, b0, w1, b1, w2, b2 = small[:6]
+    index, inside = _elements(shape)
+    inputs = _gather(arrays, big, index, inside, shape)
+    x = features_lib.one_by_one(
+        features, {name: inputs[name] for name in features.inputs})
+    if limits is not None:
+      x = [jnp.clip(x, -small[6][i], small[6][i]) for i, x in enumerate(x)]
+    x = [*x, *[x for name in more for x in inputs[name]]]
+    h = jnp.broadcast_to(b0[...][None], (BLOCK, width))
+    for i, feature in enumerate(x):
+      h += feature[:, None] * w0[i, :][None]
+    h = jnp.dot(jnp.maximum(h, 0), w1[...], precision="highest",
+                preferred_element_type=jnp.float32) + b1[...][None]
+    h = jnp.maximum(h, 0)
+    outputs = [jnp.sum(h * w2[i, :][None], 1) + b2[i] for i in range(2)]
+    triton.store(out.at[pl.ds(0, BLOCK)], output(*outputs))
+
+  blocks = pl.cdiv(size, BLOCK)
+  padded = _call(kernel, arrays, small, jax.ShapeDtypeStruct(
+      (blocks * BLOCK,), jnp.float32), pl.BlockSpec((BLOCK,), lambda i: (i,)),
+                 blocks)
+  return padded[:size].reshape(shape)
+
+
+def _call(kernel, arrays, small, out_shape, out_spec, blocks):
+  """Runs a kernel with flat `arrays` and `small` ones, both whole."""
+  flat = [x.reshape(-1) for x in arrays.values()]
+  interpret = jax.default_backend() == "cpu"
+  params = None if interpret else triton.CompilerParams(num_warps=4)
+  return pl.pallas_call(
+      kernel, out_shape=out_shape, grid=(blocks,), out_specs=out_spec,
+      in_specs=[pl.no_block_spec] * (len(flat) + len(small)),
+      interpret=interpret, compiler_params=params)(*flat, *small)
+
+
+def _elements(shape):
+  """(indices [BLOCK] of this program's elements, which are inside of S)."""
+  index = pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+  return index, index < math.prod(shape)
+
+
+def _gather(arrays, refs, index, inside, shape):
+  """{name: n arrays [BLOCK]} from flat refs of arrays [n, ...]."""
+  result = {}
+  for (name, x), ref in zip(arrays.items(), refs):
+    offset, stride, rest = jnp.zeros_like(index), 1, index
+    for n, own in zip(reversed(shape), reversed(x.shape[1:])):
+      if own > 1:
+        offset += rest % n * stride
+        stride *= own
+      rest //= n
+    result[name] = [
+        triton.load(ref.at[offset + k * stride], mask=inside, other=0.0)
+        for k in range(len(x))]
+  return result

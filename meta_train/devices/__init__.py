@@ -1,0 +1,1 @@
+"""How meta-training is spread over devices and hosts."""

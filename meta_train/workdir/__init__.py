@@ -1,0 +1,1 @@
+"""The files that a run writes to its workdir, and reads to go on."""

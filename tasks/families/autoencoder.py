@@ -1,0 +1,53 @@
+"""Images squeezed through few units, and back."""
+
+from flax import linen as nn
+import numpy as np
+
+from tasks import image_tasks
+from tasks import layers
+from tasks import networks
+
+
+class Autoencoder(nn.Module):
+  """Hidden layers, a narrow one, hidden layers, and the image."""
+
+  width: int
+  depth: int
+  code: int
+  activation: str
+
+  @nn.compact
+  def __call__(self, x):  # [n, height, width, channels]
+    act = layers.activation(self.activation)
+    h = x.reshape(len(x), -1)
+    hidden = [self.width] * self.depth
+    for features in (*hidden, self.code, *hidden):
+      h = act(layers.dense(features)(h))
+    return layers.dense(int(np.prod(x.shape[1:])))(h).reshape(x.shape)
+
+
+@image_tasks.reconstruction
+def make(parametrization, images: image_tasks.Images, width: int = 64,
+         depth: int = 1, squeeze: int = 4, activation: str = "tanh",
+         init_scale: float = 1.0) -> networks.Network:
+  """A multilayer autoencoder; its loss is the mean squared error.
+
+  Args:
+    parametrization: see `tasks.families.get`.
+    images: see `tasks.image_tasks.load`.
+    width: units of each hidden layer.
+    depth: hidden layers on each side of the narrow one.
+    squeeze: the narrow layer has width / squeeze units. It grows with width:
+      of a layer that does not, muP would make a readout, silent at first.
+    activation: see `tasks.layers.activation`.
+    init_scale: factor on the standard deviations at initialisation.
+
+  Raises:
+    ValueError: width, depth or squeeze below 1, or squeeze above width.
+  """
+  layers.check(width=width, depth=depth, squeeze=squeeze)
+  if squeeze > width:
+    raise ValueError(f"squeeze ({squeeze}) must be at most width ({width}).")
+  build = lambda width: Autoencoder(width, depth, width // squeeze, activation)
+  return networks.from_flax(
+      parametrization, build, width, images.batch, init_scale)

@@ -1,0 +1,75 @@
+"""Language modelling by a transformer."""
+
+from flax import linen as nn
+
+from tasks import layers
+from tasks import networks
+from tasks import text_tasks
+
+POSITIONS = ("learned", "rotary")
+
+
+class Transformer(nn.Module):
+  """Embedding, causal blocks, and a readout."""
+
+  width: int
+  depth: int
+  vocab_size: int
+  block: dict
+  tied_mult: float | None
+
+  @nn.compact
+  def __call__(self, tokens):  # int32 [n, length]
+    embed = self.param("embed", layers.ZEROS, (self.vocab_size, self.width))
+    x = embed[tokens]
+    if not self.block["rotary"]:
+      x = x + self.param("position", layers.ZEROS, x.shape[1:])[None]
+    for _ in range(self.depth):
+      x = layers.Block(causal=True, **self.block)(x)
+    x = layers.norm(self.block["norm"])(x)
+    if self.tied_mult is not None:
+      return self.tied_mult * (x @ embed.T)
+    return layers.dense(self.vocab_size)(x)
+
+
+@text_tasks.language_model
+def make(parametrization, text: text_tasks.Text, width: int = 32, depth: int = 1,
+         head_size: int = 8, positions: str = "rotary", tied: bool = False,
+         depth_exponent: float = 0.0, activation: str = "gelu",
+         norm: str = "layer", init_scale: float = 1.0) -> networks.Network:
+  """A pre-norm transformer decoder.
+
+  Args:
+    parametrization: see `tasks.families.get`.
+    text: see `tasks.text.load`.
+    width: of the residual stream; the layers inside blocks are 4 times wider.
+    depth: blocks.
+    head_size: of the attention; the number of heads grows with width.
+    positions: "learned" or "rotary".
+    tied: the readout is the transposed embedding, with the factor of a readout.
+    depth_exponent: residual branches are multiplied by depth to the power of
+      minus this, beside what the parametrization says about depth.
+    activation: see `tasks.layers.activation`.
+    norm: see `tasks.layers.norm`.
+    init_scale: factor on the standard deviations at initialisation.
+
+  Raises:
+    ValueError: a number below 1, sizes that do not fit, or an unknown name.
+  """
+  layers.check(depth=depth)
+  layers.check_heads(width, head_size)
+  layers.check_choice("positions", positions, POSITIONS)
+  if positions == "rotary" and head_size % 2:
+    raise ValueError(f"Rotary positions need an even head_size, got "
+                     f"{head_size}.")
+  vocab = text.vocab_size
+  tied_mult = parametrization.output_mult(
+      (width, vocab), (2 * width, vocab)) if tied else None
+  block = {
+      "head_size": head_size, "norm": norm,
+      "branch": depth**-depth_exponent * parametrization.branch_mult(depth),
+      "logit_scale": parametrization.attention_mult(head_size),
+      "rotary": positions == "rotary", "activation": activation}
+  build = lambda width: Transformer(width, depth, vocab, block, tied_mult)
+  return networks.from_flax(
+      parametrization, build, width, text.batch, init_scale, {"Block_*": depth})

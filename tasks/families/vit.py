@@ -1,0 +1,73 @@
+"""Image classification by a vision transformer."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from tasks import image_tasks
+from tasks import layers
+from tasks import networks
+
+
+class ViT(nn.Module):
+  """Patches, positions, blocks, the mean over places, and a readout."""
+
+  width: int
+  depth: int
+  patch: int
+  block: dict
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):  # [n, height, width, channels]
+    n, height, width, channels = x.shape
+    rows, columns = height // self.patch, width // self.patch
+    x = x.reshape(n, rows, self.patch, columns, self.patch, channels)
+    x = x.swapaxes(2, 3).reshape(n, rows * columns, -1)
+    x = layers.dense(self.width)(x)
+    x = x + self.param("position", layers.ZEROS, x.shape[1:])[None]
+    for _ in range(self.depth):
+      x = layers.Block(**self.block)(x)
+    x = layers.norm(self.block["norm"])(x)
+    return layers.dense(self.num_classes)(jnp.mean(x, 1))
+
+
+@image_tasks.classification
+def make(parametrization, images: image_tasks.Images, width: int = 32,
+         depth: int = 1, patch: int = 2, head_size: int = 8,
+         depth_exponent: float = 0.0, activation: str = "gelu",
+         norm: str = "layer", init_scale: float = 1.0) -> networks.Network:
+  """A pre-norm transformer encoder on patches, with learned positions.
+
+  Args:
+    parametrization: see `tasks.families.get`.
+    images: see `tasks.image_tasks.load`.
+    width: of the residual stream; the layers inside blocks are 4 times wider.
+    depth: blocks.
+    patch: pixels along each side of a patch.
+    head_size: of the attention; the number of heads grows with width.
+    depth_exponent: residual branches are multiplied by depth to the power of
+      minus this, beside what the parametrization says about depth.
+    activation: see `tasks.layers.activation`.
+    norm: see `tasks.layers.norm`.
+    init_scale: factor on the standard deviations at initialisation.
+
+  Raises:
+    ValueError: a number below 1, sizes that do not fit, or an unknown name.
+
+  Reference:
+    Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929.
+  """
+  layers.check(depth=depth, patch=patch)
+  layers.check_heads(width, head_size)
+  if images.shape[0] % patch or images.shape[1] % patch:
+    raise ValueError(f"patch ({patch}) must divide height and width of the "
+                     f"images, {images.shape[0]} and {images.shape[1]}.")
+  block = {
+      "head_size": head_size, "norm": norm,
+      "branch": depth**-depth_exponent * parametrization.branch_mult(depth),
+      "logit_scale": parametrization.attention_mult(head_size),
+      "activation": activation}
+  build = lambda width: ViT(width, depth, patch, block, images.num_classes)
+  return networks.from_flax(
+      parametrization, build, width, images.batch, init_scale,
+      {"Block_*": depth})
