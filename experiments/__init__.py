@@ -1,1 +1,1 @@
-"""Studies: each is one command that can be killed and run again."""
+"""Experiments: commands that compare, measure and test optimizers."""

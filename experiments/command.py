@@ -1,117 +1,179 @@
-"""What all commands share: flags, progress, errors, and command.txt.
+"""Parts that all commands share: flags, progress bars, errors, command.txt.
 
-A command is a module that ends with
+A command is a module with this skeleton:
+
+    def define_flags() -> None:
+      command.define_workdir()
+      flags.DEFINE_integer("seeds", 3, "Runs per optimizer.")
+
+    def main(flags) -> int | None:
+      ...  # returns the exit status, or None for success
 
     if __name__ == "__main__":
       command.run(define_flags, main)
 
-where `define_flags()` calls absl's `flags.DEFINE_...` and `main(flags)` does the
-work and returns the exit status, None for success.
+Flags are defined in a function, not at import, because all modules of a process
+share one table of flags. `main` validates its flags before it creates any file,
+so that a wrong flag leaves nothing on disk.
 """
 
 import ast
 import pathlib
 import shlex
 import sys
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 from absl import app
 from absl import flags
 from absl import logging
 import tqdm
 
+from experiments import sweep
+
+# Errors that the user can repair. They end a command in one line; all other
+# errors are bugs and keep their traceback.
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+# `--help` lists the flags that the main module defined. With this call, a flag
+# that a function of this module defines belongs to the function's caller.
+flags.disclaim_key_flags()
 
 
 def run(define_flags: Callable[[], None],
         main: Callable[[flags.FlagValues], int | None]) -> None:
-  """Run a command and exit.
+  """Run a command and exit the process.
 
-  An error that the user can mend ends as one line. If the command has the flag
-  --workdir and succeeds, command.txt in the workdir says how it was called.
+  Errors that the user can repair (ERRORS, wrong flags) end in one line. If the
+  command has the flag --workdir, then after `main` command.txt is written
+  there, and the cells of a study are packed into one file (`sweep.pack`).
 
   Args:
-    define_flags: defines the flags; not called at import, because absl's flags
-      are global.
-    main: see the module docstring.
+    define_flags: defines the flags of the command.
+    main: does the work; receives the parsed flags as attributes and returns the
+      exit status, or None for success.
   """
-  define_flags()
 
   def start(argv):
-    if len(argv) > 1:
-      raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    del argv  # contains the name of the program only, see `_parse_flags`
     logging.set_verbosity(logging.WARNING)
     try:
       status = main(flags.FLAGS)
       if "workdir" in flags.FLAGS:
-        write_command(pathlib.Path(flags.FLAGS.workdir))
+        folder = pathlib.Path(flags.FLAGS.workdir)
+        write_command(folder)
+        sweep.pack(folder / "cells")
     except ERRORS as e:
       sys.exit(f"{type(e).__name__}: {e}")
     sys.exit(status or 0)
 
-  app.run(start)
+  define_flags()
+  app.run(start, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parse the flags, or exit with one line that names the wrong one."""
+  try:
+    program, *unexpected = flags.FLAGS(argv)
+  except flags.Error as e:
+    sys.exit(f"{e} See --help.")
+  if unexpected:
+    sys.exit(f"Unexpected arguments {unexpected}; a flag is --name=value. "
+             "See --help.")
+  return [program]
 
 
 def write_command(folder: pathlib.Path) -> None:
-  """Write command.txt: the command line of this process."""
-  module = sys.modules["__main__"].__spec__
-  name = "unknown" if module is None else module.name
+  """Write command.txt, the command line of this process, into a folder.
+
+  `run` does this at the end. A command that takes long calls it at the start,
+  too, so that a killed run can be repeated.
+  """
+  # `python -m package.module` sets the spec; `python file.py` does not.
+  spec = sys.modules["__main__"].__spec__
+  program = sys.argv[0] if spec is None else f"-m {spec.name}"
   (folder / "command.txt").write_text(
-      f"python -m {name} {shlex.join(sys.argv[1:])}\n")
+      f"python {program} {shlex.join(sys.argv[1:])}\n")
 
 
 def define_workdir() -> None:
-  """Define the flag --workdir, which is required."""
-  flags.DEFINE_string("workdir", None, "Folder for the results.", required=True)
+  """Define the required flag --workdir."""
+  flags.DEFINE_string(
+      "workdir", None, "Folder for the results; created if missing.",
+      required=True)
 
 
 def define_data_dir() -> None:
   """Define the flag --data_dir."""
   flags.DEFINE_string(
-      "data_dir", None, "Folder of data sets; default: $MULO_DATA_DIR.")
+      "data_dir", None,
+      "Folder of data sets; default: the environment variable MULO_DATA_DIR.")
 
 
-def define_task() -> None:
-  """Define the flags --task and --settings."""
-  flags.DEFINE_string("task", "mlp", "Family of tasks.")
-  flags.DEFINE_list("settings", [], "Settings of the task: name=value,...")
+def define_task(settings: Sequence[str] = ()) -> None:
+  """Define the flags --task and --settings.
+
+  Args:
+    settings: default of --settings.
+  """
+  flags.DEFINE_string(
+      "task", "mlp", "Task family: name of a file in tasks/families.")
+  flags.DEFINE_list(
+      "settings", list(settings), "Settings of the task: name=value,...")
 
 
 def progress(total: int, unit: str, description: str | None = None,
              **settings: Any) -> tqdm.tqdm:
-  """Return a progress bar; ten seconds between lines outside a terminal.
+  """Return a progress bar that shows the time left.
 
   Args:
     total: number of units.
     unit: name of one unit, such as "step".
-    description: shown in front of the bar.
-    **settings: of `tqdm.tqdm`.
+    description: text in front of the bar.
+    **settings: further arguments of `tqdm.tqdm`.
   """
+  # In a log file every update is a new line, so update rarely there.
   return tqdm.tqdm(
       total=total, unit=unit, desc=description,
       mininterval=0.5 if sys.stderr.isatty() else 10, **settings)
 
 
-def parse_settings(texts: list[str]) -> dict[str, Any]:
-  """Turn `["width=8", "dataset=mnist"]` into a dict.
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+  """Return the values of a list flag, `["width=8", "norm=rms"]`, as a dict.
 
-  Values are Python literals, or else text.
+  Values are read by `parse_value`: `{"width": 8, "norm": "rms"}`.
 
   Raises:
-    ValueError: a text without "=".
+    ValueError: a text is not of the form name=value.
   """
   settings: dict[str, Any] = {}
   for text in texts:
-    name, equals, value = text.partition("=")
-    if not equals:
-      raise ValueError(f"{text!r} is not of the form setting=value.")
+    name, _, value = text.partition("=")
+    if not name or "=" not in text:
+      raise ValueError(f"{text!r} is not of the form name=value.")
     settings[name] = parse_value(value)
   return settings
 
 
 def parse_value(text: str) -> Any:
-  """Turn text into the Python literal that it is, or leave it text."""
+  """Return the value of a Python literal, or the text itself if it is none."""
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError):
     return text
+
+
+def parse_integers(flag: str, texts: Sequence[str]) -> tuple[int, ...]:
+  """Return the values of a list flag as integers.
+
+  Args:
+    flag: name of the flag, for the error message.
+    texts: values of the flag.
+
+  Raises:
+    ValueError: a value is not an integer.
+  """
+  try:
+    return tuple(int(text) for text in texts)
+  except ValueError:
+    raise ValueError(f"--{flag}={','.join(texts)}: expected integers, "
+                     "separated by commas.") from None

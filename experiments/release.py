@@ -1,72 +1,91 @@
-"""Puts a meta-trained optimizer into mulo/pretrained, with its card.
+r"""Release a meta-trained optimizer: put it and its card into mulo/pretrained.
 
 python -m experiments.release --run=runs/mulo_s --name=mulo-s \
     --studies=runs/width,runs/depth --label=mulo-s --repeats=other.safetensors
 
-`run` is a finished workdir of meta_train.train, `studies` are workdirs of
-experiments.studies.transfer. The card says how theta was found and, with intervals,
-how it did in each study beside the baselines; its failures are whatever ended
-worse than a tuned AdamW. `repeats` is what another run of the recipe made: if
-that is the same theta, the card says so. Both files are written, or none.
+--run is the finished workdir of meta_train.train, --studies are workdirs of
+experiments.studies.transfer. The card tells how theta was found, and compares
+the optimizer with the baselines in each study, with intervals. Where the
+optimizer diverged or ended worse than a tuned AdamW, the card says so.
+
+--repeats is the artifact of another run of the same config. If it has the same
+theta, the card says that the result was repeated; otherwise this is an error.
+
+Either both files are written or none.
 """
 
 import hashlib
 import json
 import pathlib
-import sys
 
-from absl import app
 from absl import flags
 import numpy as np
 import pandas as pd
 
 from experiments import baselines
+from experiments import command
 from experiments import report
 from learned_opt import artifact as artifact_lib
 from meta_train.workdir import metrics
 import mulo
 
 FOLDER = pathlib.Path(mulo.__file__).parent / "pretrained"
+# Names of the scores of a study on the card.
 SCORES = {"mean_train_loss": "mean train loss",
           "final_train_loss": "final train loss",
           "outer_valid_loss": "validation loss", "test_loss": "test loss"}
 
 
 def hours(run: pathlib.Path) -> float:
-  """Time that a run took, compilation and evaluation included."""
+  """Return the duration of a run [hours], with compilation and evaluation."""
   rows = metrics.read(run / "metrics.jsonl")
   return sum(row.get("seconds", 0.0) for row in rows) / 3600
 
 
 def failures(results: pd.DataFrame, label: str) -> list[str]:
-  """Where the optimizer diverged, or was worse than AdamW on average."""
-  found = []
+  """Return a line for each failure of the optimizer in a study.
+
+  A failure is a target on which a run diverged, or on which the mean of a score
+  is worse than that of AdamW.
+
+  Args:
+    results: results.csv of the study.
+    label: name of the optimizer in the study.
+  """
+  lines = []
   for target, group in results.groupby("target", sort=False):
-    own = group[group["method"] == label]
-    diverged = (~np.isfinite(own["final_train_loss"])).sum()
+    ours = group[group["method"] == label]
+    diverged = (~np.isfinite(ours["final_train_loss"])).sum()
     if diverged:
-      found.append(f"{target}: {diverged} of {len(own)} runs diverged")
+      lines.append(f"{target}: {diverged} of {len(ours)} runs diverged")
     adamw = group[group["method"] == report.REFERENCE]
-    worse = [f"{name} {own[score].mean():.4g} against {adamw[score].mean():.4g}"
-             for score, name in SCORES.items()
-             if len(adamw) and own[score].mean() > adamw[score].mean()]
+    means = {name: (ours[score].mean(), adamw[score].mean())
+             for score, name in SCORES.items() if len(adamw)}
+    worse = [f"{name} {mean:.4g} against {reference:.4g}"
+             for name, (mean, reference) in means.items() if mean > reference]
     if worse:
-      found.append(f"{target}: {', '.join(worse)}")
-  return found
+      lines.append(f"{target}: {', '.join(worse)}")
+  return lines
 
 
 def study(folder: pathlib.Path, label: str) -> str:
-  """The part of the card on one study.
+  """Return the section of the card on one study.
+
+  Args:
+    folder: workdir of the study.
+    label: name of the optimizer in the study.
 
   Raises:
-    ValueError: the optimizer is not in it.
+    ValueError: the optimizer is not in the study.
+    OSError: the study has no results.
   """
   results = pd.read_csv(folder / "results.csv")
   if label not in set(results["method"]):
     raise ValueError(f"{folder} has no optimizer {label!r}; it has "
                      f"{', '.join(results['method'].unique())}.")
-  ours = {label, *(x.label for x in baselines.BASELINES.values())}
-  results = results[results["method"].isin(ours)]
+  # Other learned optimizers of the study have cards of their own.
+  shown = {label, *(x.label for x in baselines.BASELINES.values())}
+  results = results[results["method"].isin(shown)]
   lines = "".join(f"- {line}\n" for line in failures(results, label))
   return (f"### {folder.name}\n\n```sh\n"
           f"{(folder / 'command.txt').read_text()}```\n\n"
@@ -78,7 +97,16 @@ def study(folder: pathlib.Path, label: str) -> str:
 def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
          time: float, studies: list[str],
          repeats: artifact_lib.Artifact | None = None) -> str:
-  """The text of the card."""
+  """Return the text of the card.
+
+  Args:
+    name: name of the optimizer for `mulo.load`.
+    artifact: the optimizer.
+    file_sha256: hash of its file.
+    time: duration of meta-training [hours].
+    studies: sections of the card on studies.
+    repeats: artifact of another run with the same theta, or None.
+  """
   record = artifact.record
   software = record["software"]
   shortest, longest = record["horizon"]
@@ -86,20 +114,20 @@ def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
       {"task": task, "family": section["name"], "settings": ", ".join(
           f"{k}={v}" for k, v in section.items() if k != "name")}
       for task, section in record["tasks"].items()]).to_markdown(index=False)
-  numbers = sum(x.size for x in artifact_lib.flatten(artifact.theta).values())
+  size = sum(x.size for x in artifact_lib.flatten(artifact.theta).values())
   config = json.dumps(record["config"], indent=2, sort_keys=True)
   versions = "; ".join(
       ", ".join(f"{k} {v}" for k, v in used.items()) for used in software)
-  again = ("It also takes a\ncheckout of that git revision, unless what "
-           "computes an update is still the same.\nThe card does not claim "
-           "that the run was repeated.")
+  repetition = ("A repetition also\nneeds a checkout of this git revision, "
+                "unless the code of meta-training is the same.\nThe card does "
+                "not claim that the run was repeated.")
   if repeats is not None:
     others = ", ".join(
         str(used.get("git_revision")) for used in repeats.record["software"])
-    again = f"Another run made\nthe same one (git revision {others})."
+    repetition = f"Another run made\nthe same theta (git revision {others})."
   return f"""# {name}
 
-`{artifact.optimizer}` of {numbers} numbers under the parametrization
+`{artifact.optimizer}` with {size} meta-parameters, under the parametrization
 `{artifact.parametrization}`. Licence of the weights: {artifact.licence}.
 
 | | |
@@ -115,17 +143,17 @@ each of {len(record["tasks"])} tasks |
 | sha256 of theta | {artifact_lib.sha256(artifact.theta)} |
 | sha256 of the file | {file_sha256} |
 
-To make this theta again takes this software and this kind of CPU: what rounds
-differently gives another theta after some hundred outer steps. {again}
+To make the same theta again, use this software and this kind of CPU: different
+rounding gives another theta after some hundred outer steps. {repetition}
 
-## Tasks it was meta-trained on
+## Tasks of meta-training
 
 {tasks}
 
 ## Results
 
-Beside optimizers of optax with tuned learning rates; 95 % bootstrap intervals
-over seeds. Everything is in `results.csv` of a study once its command has run.
+Compared with optimizers of optax with tuned learning rates; 95 % bootstrap
+intervals over seeds. The command of a study writes all runs to `results.csv`.
 
 {(chr(10)).join(studies)}
 ## Config
@@ -139,12 +167,20 @@ over seeds. Everything is in `results.csv` of a study once its command has run.
 def release(run: pathlib.Path, name: str, label: str,
             studies: list[pathlib.Path], folder: pathlib.Path = FOLDER,
             repeats: str | None = None) -> None:
-  """Writes `name`.safetensors and `name`.md to a folder.
+  """Write <name>.safetensors and <name>.md to a folder.
+
+  Args:
+    run: finished workdir of meta-training.
+    name: name of the optimizer for `mulo.load`.
+    label: name of the optimizer in the studies.
+    studies: workdirs of experiments.studies.transfer.
+    folder: folder of the two files.
+    repeats: name or file of the artifact of another run, or None.
 
   Raises:
     OSError: a file is missing.
-    ValueError: a damaged artifact, a study without this optimizer, or
-      `repeats` has another theta or is of the same run.
+    ValueError: a damaged artifact, a study without this optimizer, or an
+      artifact `repeats` that has another theta or is from the same run.
   """
   path = run / "theta.safetensors"
   artifact = artifact_lib.read(path)
@@ -153,41 +189,37 @@ def release(run: pathlib.Path, name: str, label: str,
     ours, theirs = (artifact_lib.sha256(x.theta) for x in (artifact, other))
     if ours != theirs:
       raise ValueError(f"{repeats} has another theta than {path}: {theirs} and "
-                       f"{ours}, so neither repeats the other.")
+                       f"{ours}, so neither run repeats the other.")
     if other.record == artifact.record:
       raise ValueError(f"{repeats} is from the run in {run}, which cannot "
-                       "repeat itself: give what another run made.")
+                       "repeat itself: give the artifact of another run.")
   content = path.read_bytes()
   text = card(name, artifact, hashlib.sha256(content).hexdigest(), hours(run),
               [study(folder, label) for folder in studies], other)
+  # Everything that can fail is done.
   (folder / f"{name}.safetensors").write_bytes(content)
   (folder / f"{name}.md").write_text(text)
 
 
 def define_flags() -> None:
-  """Defines the flags; not at import, where they would be everyone's."""
-  flags.DEFINE_string("run", None, "Finished workdir of meta-training.")
-  flags.DEFINE_string("name", None, "Of the optimizer, for mulo.load.")
-  flags.DEFINE_string("label", None, "In the studies; default: the name.")
+  """Define the flags."""
+  flags.DEFINE_string("run", None, "Finished workdir of meta-training.",
+                      required=True)
+  flags.DEFINE_string("name", None, "Name of the optimizer for mulo.load.",
+                      required=True)
+  flags.DEFINE_string("label", None, "Name of the optimizer in the studies; "
+                      "default: --name.")
   flags.DEFINE_list("studies", [], "Workdirs of experiments.studies.transfer.")
-  flags.DEFINE_string(
-      "repeats", None, "Name or file of what another run of the recipe made.")
-  flags.mark_flags_as_required(["run", "name"])
+  flags.DEFINE_string("repeats", None, "Name or file of the artifact of "
+                      "another run of the same config.")
 
 
-def main(argv):
-  """Releases one optimizer."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  found = flags.FLAGS
-  try:
-    release(pathlib.Path(found.run), found.name, found.label or found.name,
-            [pathlib.Path(x) for x in found.studies], repeats=found.repeats)
-  except (ValueError, OSError, ImportError) as e:
-    sys.exit(f"{type(e).__name__}: {e}")
-  print(f"Wrote {FOLDER / found.name}.safetensors and .md")
+def main(args: flags.FlagValues) -> None:
+  """Release one optimizer."""
+  release(pathlib.Path(args.run), args.name, args.label or args.name,
+          [pathlib.Path(x) for x in args.studies], repeats=args.repeats)
+  print(f"Wrote {FOLDER / args.name}.safetensors and .md")
 
 
 if __name__ == "__main__":
-  define_flags()
-  app.run(main)
+  command.run(define_flags, main)

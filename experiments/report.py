@@ -1,54 +1,72 @@
 """Tables and plots of comparisons."""
 
 import pathlib
+import re
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-REFERENCE = "AdamW"
+from experiments import baselines
+
+REFERENCE = baselines.get("adamw").label
+SEEDS_ALPHA = 0.2  # opacity of bands over seeds
+# Learned optimizers have solid lines in these colors. Baselines have dashed
+# lines in shades of grey and another marker.
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple",
+          "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+GREYS = ("black", "dimgrey", "darkgrey")
+DASHES = ("--", "-.", ":")
 
 
 def interval(values, statistic=np.mean) -> tuple[float, float]:
-  """95 % bootstrap interval of the mean; both ends equal for one value."""
+  """Return the 95 % bootstrap interval of a statistic.
+
+  Both ends are the mean if there is one value, if all values are equal, or if
+  one value is not finite.
+  """
   values = np.asarray(values, float)
   if len(values) == 1 or np.ptp(values) == 0 or not np.all(
       np.isfinite(values)):
     return float(np.mean(values)), float(np.mean(values))
-  found = stats.bootstrap(
+  bounds = stats.bootstrap(
       (values,), statistic, method="percentile", vectorized=False,
-      n_resamples=2000, rng=np.random.default_rng(0))
-  return (float(found.confidence_interval.low),
-          float(found.confidence_interval.high))
+      n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
+  return float(bounds.low), float(bounds.high)
 
 
 def trailing_mean(curve) -> np.ndarray:
-  """Means over the tenth of the curve that ends at each point.
+  """Return means over a tenth of the curve, ending at each point.
 
-  Single points are noisy: the lowest of many lies below where a run really is,
-  which would make every optimizer faster than itself.
+  Single points are noisy. The lowest of many points lies below the level of its
+  run, which would make every optimizer faster than itself.
   """
-  part = max(1, len(curve) // 10)
-  return np.convolve(curve, np.full(part, 1 / part), "valid")
+  window = max(1, len(curve) // 10)
+  return np.convolve(curve, np.full(window, 1 / window), "valid")
 
 
 def speedup(curve: list[float], reference: np.ndarray) -> float:
-  """How many times fewer steps than a reference, to the same loss.
+  """Return steps of the reference / steps of the run, to the same loss.
 
-  If the run gets as low as the reference ends: all steps over the steps that it
-  needs for that, 1 to 10. Else, less than 1: the steps that the reference needs
-  to get as low as the run ends, over all steps. 0 for one that diverged. Losses
-  are `trailing_mean`s, so the last one is the final train loss.
+  Let n be the number of steps of both, and compare the curves after
+  `trailing_mean`.
+
+  * The run ends at least as low as the reference: n / (steps that the run needs
+    to reach the final loss of the reference), from 1 to 10.
+  * The run ends higher: (steps that the reference needs to reach the final loss
+    of the run) / n, less than 1.
+  * The run diverged: 0.
 
   Args:
     curve: losses of the run, at evenly spaced steps.
-    reference: the same of the reference.
+    reference: losses of the reference, at the same steps.
   """
   if not np.all(np.isfinite(curve)):
     return 0.0
   run, reference = trailing_mean(curve), trailing_mean(reference)
-  skipped = len(curve) - len(run)
+  skipped = len(curve) - len(run)  # points before the first trailing mean
+  # Fraction of the steps after which losses are at most `goal`.
   needed = lambda losses, goal: (
       skipped + 1 + int(np.argmax(losses <= goal))) / len(curve)
   if run[-1] > reference[-1]:
@@ -57,20 +75,26 @@ def speedup(curve: list[float], reference: np.ndarray) -> float:
 
 
 def with_speedup(results: pd.DataFrame) -> pd.DataFrame:
-  """A column "speedup" against the mean curve of AdamW, if that is there."""
+  """Add the column "speedup" against the mean curve of AdamW.
+
+  Results without AdamW are returned unchanged.
+  """
   if REFERENCE not in set(results["method"]):
     return results
-  found = results.copy()
-  for target, group in results.groupby("target", sort=False):
+  results = results.copy()
+  for _, group in results.groupby("target", sort=False):
     curves = group[group["method"] == REFERENCE]["curve"].tolist()
     reference = np.mean(curves, 0)
     for i, curve in group["curve"].items():
-      found.loc[i, "speedup"] = speedup(curve, reference)
-  return found
+      results.loc[i, "speedup"] = speedup(curve, reference)
+  return results
 
 
 def table(results: pd.DataFrame) -> str:
-  """A markdown table, one row per target and method."""
+  """Return a Markdown table with a row per target and method.
+
+  Numbers are means over seeds with their 95 % bootstrap interval.
+  """
   rows = []
   for (target, method), group in results.groupby(
       ["target", "method"], sort=False):
@@ -99,75 +123,170 @@ def table(results: pd.DataFrame) -> str:
 
 
 def summary(results: pd.DataFrame) -> str:
-  """Interquartile means of the speed-ups over all tasks and seeds."""
+  """Return a Markdown table of speed-ups over all tasks and seeds.
+
+  The statistic is the interquartile mean. Results without the column "speedup"
+  give an empty text.
+  """
   if "speedup" not in results:
     return ""
-  middle = lambda x: stats.trim_mean(x, 0.25)
+  interquartile_mean = lambda x: stats.trim_mean(x, 0.25)
   rows = []
   for method, group in results.groupby("method", sort=False):
     values = group["speedup"]
     rows.append({
         "optimizer": method, "runs": len(group),
         "interquartile mean of speed-ups": "{:.2f} ({:.2f} to {:.2f})".format(
-            middle(values), *interval(values, middle)),
+            interquartile_mean(values), *interval(values, interquartile_mean)),
         "diverged": int((~np.isfinite(group["final_train_loss"])).sum())})
   return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
-  """Loss against steps for each target, and final loss of all.
+def styles(results: pd.DataFrame) -> dict[str, dict]:
+  """Return {method: arguments of `Axes.plot`}.
 
-  Curves are cut at twice the largest first loss.
+  A method without learning rate is a learned optimizer; others are baselines.
+  """
+  by_method: dict[str, dict] = {}
+  learned = baseline = 0
+  for method, group in results.groupby("method", sort=False):
+    if group["learning_rate"].isna().all():
+      by_method[str(method)] = dict(
+          color=COLORS[learned % len(COLORS)], marker="o")
+      learned += 1
+    else:
+      by_method[str(method)] = dict(
+          color=GREYS[baseline % len(GREYS)], marker="s",
+          linestyle=DASHES[baseline % len(DASHES)])
+      baseline += 1
+  return by_method
+
+
+def axis_of(targets: list[str]) -> tuple[str, list[float]] | None:
+  """Return the name and the values of the axis along which targets lie.
+
+  Returns:
+    ("width", [128.0, 512.0]) for ["width 128", "width 512"]; None if targets
+    are unrelated tasks or a value is not a positive number.
+  """
+  matches = [re.fullmatch(r"(\w+) (\d+(?:\.\d+)?)", x) for x in targets]
+  names = {match and match[1] for match in matches}
+  if None in names or len(names) != 1:
+    return None
+  values = [float(match[2]) for match in matches if match]
+  return (names.pop() or "", values) if min(values) > 0 else None
+
+
+def plot(results: pd.DataFrame, path: pathlib.Path, title: str = "") -> None:
+  """Plot loss against steps for each target, and the final losses.
+
+  Curves are cut at twice the largest first loss, because a run that diverges
+  would flatten all others. Targets along an axis share the y axis. Their final
+  losses are lines over this axis; those of unrelated tasks are points.
+
+  Args:
+    results: result of `transfer.Study.compare`.
+    path: file of the plot.
+    title: name of the task or the suite.
   """
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
-  targets, names = (list(results[x].unique()) for x in ("target", "method"))
-  columns = min(len(targets) + 1, 4)
-  lines = -(-(len(targets) + 1) // columns)
+  targets = [str(x) for x in results["target"].unique()]
+  # The final losses of one target need no panel of their own.
+  panels = len(targets) + (len(targets) > 1)
+  columns = min(panels, 4)
+  lines = -(-panels // columns)
   figure, grid = plt.subplots(
-      lines, columns, figsize=(3.6 * columns, 3.2 * lines), squeeze=False,
-      layout="constrained")
+      lines, columns, figsize=(max(3.6 * columns, 5), 3.2 * lines + 0.4),
+      squeeze=False, layout="constrained",
+      sharey=axis_of(targets) is not None)
   axes = list(grid.flat)
-  for axis in axes[len(targets) + 1:]:
-    axis.set_visible(False)
-  for axis, target in zip(axes, targets):
-    starts = []
-    for i, name in enumerate(names):
-      group = results[(results.target == target) & (results.method == name)]
-      curves = np.array(group["curve"].tolist())
-      steps = np.linspace(0, group["num_steps"].iloc[0], curves.shape[1])
-      axis.plot(steps, np.mean(curves, 0), color=f"C{i}", label=name)
-      axis.fill_between(steps, np.min(curves, 0), np.max(curves, 0),
-                        color=f"C{i}", alpha=0.2, linewidth=0)
-      starts.append(np.nanmax(curves[:, 0], initial=0))
-    axis.set(title=target, xlabel="step", yscale="log")
-    if max(starts) > 0:  # what goes far beyond would flatten all else
-      axis.set_ylim(top=min(axis.get_ylim()[1], 2 * max(starts)))
-  axes[0].set_ylabel("train loss\n(mean, range of seeds)")
+  for panel in axes[panels:]:
+    panel.set_visible(False)
+  tops = [_plot_curves(panel, results[results.target == target], target,
+                       styles(results))
+          for panel, target in zip(axes, targets)]
+  if panels > len(targets):
+    _plot_final(axes[len(targets)], results, targets, styles(results))
+  for panel, top in zip(axes[:panels], [*tops, np.inf]):
+    top = max(tops) if axis_of(targets) else top
+    if top > 0:
+      panel.set_ylim(top=min(panel.get_ylim()[1], top))
+    _set_log_ticks(panel)
+  for row in grid:
+    row[0].set_ylabel("train loss\n(mean, range of seeds)")
+  figure.suptitle(title)
   figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small",
-                loc="outside lower center", ncols=min(len(names), 6))
-  last = axes[len(targets)]
-  for i, name in enumerate(names):
-    groups = [results[(results.target == t) & (results.method == name)]
-              for t in targets]
-    last.plot(range(len(targets)),
-              [g["final_train_loss"].mean() for g in groups], "o-",
-              color=f"C{i}")
-    ends = np.array([interval(g["final_train_loss"]) for g in groups])
-    last.fill_between(range(len(targets)), ends[:, 0], ends[:, 1],
-                      color=f"C{i}", alpha=0.2, linewidth=0)
-  last.set(title="final train loss", yscale="log", xticks=range(len(targets)))
-  last.set_xticklabels(targets, rotation=30, ha="right")
-  last.minorticks_off()
+                loc="outside lower center", ncols=min(len(styles(results)), 6))
   figure.savefig(path, dpi=120)
   plt.close(figure)
 
 
-def write(results: pd.DataFrame, folder: pathlib.Path) -> str:
-  """Writes results.csv, table.md and transfer.png; returns the tables."""
+def _plot_curves(panel, results: pd.DataFrame, target: str,
+                 style_of: dict[str, dict]) -> float:
+  """Plot loss against steps for one target; return where to cut the y axis."""
+  starts = []
+  for name, style in style_of.items():
+    group = results[results.method == name]
+    curves = np.array(group["curve"].tolist())  # [seeds, points]
+    steps = np.linspace(0, group["num_steps"].iloc[0], curves.shape[1])
+    panel.plot(steps, np.mean(curves, 0), label=name,
+               **{**style, "marker": None})
+    panel.fill_between(steps, np.min(curves, 0), np.max(curves, 0),
+                       color=style["color"], alpha=SEEDS_ALPHA, linewidth=0)
+    starts.append(np.nanmax(curves[:, 0], initial=0))
+  panel.set(title=target, xlabel="step", yscale="log")
+  return 2 * max(starts)
+
+
+def _plot_final(panel, results: pd.DataFrame, targets: list[str],
+                style_of: dict[str, dict]) -> None:
+  """Plot the final train loss of each target with its bootstrap interval."""
+  axis = axis_of(targets)
+  for i, (name, style) in enumerate(style_of.items()):
+    groups = [results[(results.target == target) & (results.method == name)]
+              ["final_train_loss"] for target in targets]
+    means = np.array([group.mean() for group in groups])
+    low, high = np.array([interval(group) for group in groups]).T
+    if axis:
+      panel.plot(axis[1], means, **style)
+      panel.fill_between(axis[1], low, high, color=style["color"],
+                         alpha=SEEDS_ALPHA, linewidth=0)
+    else:  # next to each other, so that points do not cover each other
+      shift = (i + 0.5) / len(style_of) - 0.5
+      with np.errstate(invalid="ignore"):  # inf - inf of runs that diverged
+        # Not negative, even if the mean is rounded in two ways.
+        errors = np.maximum([means - low, high - means], 0)
+      panel.errorbar(np.arange(len(targets)) + 0.6 * shift, means, errors,
+                     **{**style, "linestyle": "none"})
+  panel.set(title="final train loss", yscale="log")
+  if axis:
+    panel.set(xscale="log", xlabel=axis[0])
+    panel.set_xticks(axis[1], [f"{value:g}" for value in axis[1]])
+    panel.set_xticks([], minor=True)
+  else:
+    panel.set_xticks(range(len(targets)), targets, rotation=30, ha="right")
+
+
+def _set_log_ticks(panel) -> None:
+  """Label 1, 2, 3 and 5 times the powers of ten, in plain numbers."""
+  from matplotlib import ticker
+  panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+  panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+  panel.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def write(results: pd.DataFrame, folder: pathlib.Path, title: str = "") -> str:
+  """Write results.csv, table.md and transfer.png; return the tables.
+
+  Args:
+    results: result of `transfer.Study.compare`.
+    folder: an existing folder.
+    title: title of the plot.
+  """
   results = with_speedup(results)
   results.drop(columns="curve").to_csv(folder / "results.csv", index=False)
   text = "\n\n".join(x for x in (table(results), summary(results)) if x)
   (folder / "table.md").write_text(text + "\n")
-  plot(results, folder / "transfer.png")
+  plot(results, folder / "transfer.png", title)
   return f"{text}\n\nPlot: {folder / 'transfer.png'}"

@@ -1,1 +1,1 @@
-"""Learned optimizers as optax transformations, and what they are made of."""
+"""Learned optimizers as optax transformations, and the parts they share."""

@@ -1,14 +1,15 @@
-"""One file with all that a trained optimizer is: a .safetensors and no code.
+"""Trained optimizers as files: one .safetensors each, and no code.
 
 The header holds one metadata entry, "mulo", a JSON object with sorted keys:
-format_version, optimizer, settings, parametrization, record (how it was
+format_version, optimizer, settings, parametrization, record (how theta was
 meta-trained), licence, sha256 (of the tensors) and header_sha256 (of all the
-former). One entry, because the order of several is not fixed by the library,
-and equal artifacts shall be equal files.
+other fields). All fields are in one entry, because safetensors does not fix the
+order of several entries, and equal artifacts must be equal files.
 
-A file may come from anyone. What reads one has a bound on its size and on all
-that follows from a few bytes of it, and whatever is wrong ends as one
-ArtifactError (`experiments/robustness/fuzz.py` tries).
+A file may come from anyone. Its size is bounded, and so is the work that a few
+bytes of the file can cause. The file may name code ("package.module:make"), but
+only names that the caller trusts are imported. Whatever is wrong with a file
+ends as one ArtifactError; `experiments/robustness/fuzz.py` tests that.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import json
 import os
 import pathlib
 import tempfile
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Collection, Iterable, Iterator, NamedTuple
 
 import jax
 import numpy as np
@@ -26,9 +27,11 @@ from safetensors import numpy as safetensors_numpy
 
 from learned_opt import base
 from learned_opt import optimizers
+from learned_opt import registry
 from learned_opt.scaling import parametrizations
 
 FORMAT_VERSION = 1
+# Fields of the metadata, with their JSON types.
 FIELDS = {
     "format_version": int, "optimizer": str, "settings": dict,
     "parametrization": str, "record": dict, "licence": str, "sha256": str,
@@ -40,15 +43,18 @@ MAX_MESSAGE = 2000  # characters
 
 
 class ArtifactError(ValueError):
-  """Weights that were refused; the message says what and why."""
+  """Weights were refused; the message says which weights and why."""
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-  """Turns all that goes wrong inside into one ArtifactError about `what`.
+def refusing(subject: str) -> Iterator[None]:
+  """Turn every error inside into one ArtifactError about `subject`.
 
-  But not OSError, which is not about content, nor MemoryError, which must not
-  happen.
+  Two kinds of error pass unchanged: OSError, which is not about the content of
+  a file, and MemoryError, which must not happen.
+
+  Args:
+    subject: name of the file or argument; the message begins with it.
   """
   try:
     yield
@@ -56,22 +62,23 @@ def refusing(what: str) -> Iterator[None]:
     raise
   except Exception as e:
     kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
-    # The message may quote the file, which must not reach a terminal as it is.
+    # The message may quote the file. Control characters of the file must not
+    # reach a terminal, so everything unprintable is escaped.
     text = f"{kind}{e}".encode("ascii", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if len(text) > MAX_MESSAGE:
       text = f"{text[:MAX_MESSAGE]} ..."
-    raise ArtifactError(f"{what} was refused: {text}") from e
+    raise ArtifactError(f"{subject} was refused: {text}") from e
 
 
 class Trained(NamedTuple):
-  """What an optimizer was meta-trained on, as far as its record says.
+  """Range of the meta-training tasks, as far as the record has it.
 
   Attributes:
     horizon: (shortest, longest) episode in inner steps, or None.
     widths: (smallest, largest) width of a network, or None.
-    batch_sizes: (smallest, largest), or None; tasks at their default batch
-      size do not count.
+    batch_sizes: (smallest, largest) batch size, or None; tasks at their default
+      batch size do not count.
   """
 
   horizon: tuple[int, int] | None
@@ -84,35 +91,41 @@ class Artifact:
   """A trained optimizer.
 
   Attributes:
-    optimizer: name of a file in learned_opt/optimizers.
-    settings: arguments of its `make`, defaults included.
-    parametrization: name of a file in learned_opt/parametrizations.
-    theta: meta-parameters, tree of float32 arrays.
-    record: how theta was found: config, seed, steps, tasks, horizon, software
-      versions, git revision; or where it was converted from. JSON values.
-    licence: of the weights, an SPDX identifier.
+    optimizer: name of the optimizer, see `learned_opt.registry`; its folder is
+      learned_opt/optimizers.
+    settings: arguments of the optimizer's `make`, defaults included.
+    parametrization: name of the parametrization, see `learned_opt.registry`;
+      its folder is learned_opt/scaling/parametrizations.
+    theta: meta-parameters, a tree of float32 arrays.
+    record: how theta was made: config, seed, steps, tasks, horizon, software
+      versions, git revision; or the source that theta was converted from. JSON
+      values.
+    licence: licence of the weights, an SPDX identifier.
 
   Raises:
-    ArtifactError: at construction, if theta is not one of this optimizer: other
-      names or shapes, another dtype, or numbers that are not finite.
+    ArtifactError: at construction, if theta does not fit the optimizer: wrong
+      names, shapes or dtypes, or numbers that are not finite.
+    ValueError: at construction, an unknown optimizer or parametrization, or
+      settings that the optimizer does not take.
   """
 
   optimizer: str
-  settings: dict
+  settings: dict[str, Any]
   parametrization: str
   theta: Any
-  record: dict = dataclasses.field(default_factory=dict)
+  record: dict[str, Any] = dataclasses.field(default_factory=dict)
   licence: str = "Apache-2.0"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_settings(self.settings)
     parametrizations.get(self.parametrization)
+    # eval_shape: the shapes of theta without computing it.
     expected = _shapes(jax.eval_shape(self.lopt.init, jax.random.key(0)))
-    found = _shapes(self.theta)
-    if expected != found:
+    given = _shapes(self.theta)
+    if expected != given:
       raise ArtifactError(
           f"These tensors are not a theta of {self.optimizer} with settings "
-          f"{self.settings}. Expected {expected}, found {found}.")
+          f"{self.settings}. Expected {expected}, found {given}.")
     for name, x in flatten(self.theta).items():
       if not np.all(np.isfinite(x)):
         raise ArtifactError(f"theta[{name!r}] has numbers that are not finite.")
@@ -124,44 +137,52 @@ class Artifact:
 
   @property
   def trained(self) -> Trained:
-    """What it was meta-trained on."""
-    sections = self.record.get("tasks")
-    sections = sections.values() if isinstance(sections, dict) else []
-    numbers = lambda xs: [x for x in xs if type(x) is int and x > 0]
-    ends = lambda xs: (min(xs), max(xs)) if xs else None
-    settings = lambda name: ends(numbers(
-        x.get(name) for x in sections if isinstance(x, dict)))
+    """Range of the tasks that theta was meta-trained on."""
+    # The record of a file from elsewhere may hold any JSON values.
+    tasks = self.record.get("tasks")
+    sections = [section for section in tasks.values()
+                if isinstance(section, dict)] if isinstance(tasks, dict) else []
     horizon = self.record.get("horizon")
     return Trained(
-        ends(numbers(horizon)) if isinstance(horizon, list) else None,
-        settings("width"), settings("batch_size"))
+        _range(horizon) if isinstance(horizon, list) else None,
+        _range(section.get("width") for section in sections),
+        _range(section.get("batch_size") for section in sections))
 
 
-def _check_settings(settings: dict) -> None:
+def _range(values: Iterable[Any]) -> tuple[int, int] | None:
+  """Return (smallest, largest) of the positive integers among `values`."""
+  # Not isinstance, for which True is an integer, too.
+  numbers = [x for x in values if type(x) is int and x > 0]
+  return (min(numbers), max(numbers)) if numbers else None
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+  """Raise ArtifactError if a setting is a huge integer, see MAX_INTEGER."""
   for name, value in settings.items():
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
       raise ArtifactError(
           f"the setting {name} is {value}, more than {MAX_INTEGER}.")
 
 
-def flatten(theta) -> dict[str, np.ndarray]:
-  """{path joined by "/": array} in the order of the tree."""
+def flatten(theta: Any) -> dict[str, np.ndarray]:
+  """Return {path joined by "/": array}, in the order of the tree."""
   leaves = jax.tree_util.tree_flatten_with_path(theta)[0]
   return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
           for path, x in leaves}
 
 
-def _shapes(theta) -> dict[str, str]:
+def _shapes(theta: Any) -> dict[str, str]:
+  """Return {path joined by "/": dtype and shape, such as "float32[4, 4]"}."""
   leaves = jax.tree_util.tree_flatten_with_path(theta)[0]
   return {jax.tree_util.keystr(path, simple=True, separator="/"):
           f"{np.dtype(x.dtype)}{list(x.shape)}" for path, x in leaves}
 
 
 def unflatten(lopt: base.LearnedOptimizer, flat: dict[str, np.ndarray]) -> Any:
-  """The theta of `lopt` with the given arrays; inverse of `flatten`.
+  """Return the theta of `lopt` with the given arrays; inverse of `flatten`.
 
   Raises:
-    ValueError: the names are not those of its theta.
+    ArtifactError: the names are not those of the optimizer's theta.
   """
   shapes = jax.eval_shape(lopt.init, jax.random.key(0))
   expected = _shapes(shapes)
@@ -174,7 +195,7 @@ def unflatten(lopt: base.LearnedOptimizer, flat: dict[str, np.ndarray]) -> Any:
 
 
 def sha256(theta: Any) -> str:
-  """Hash of the names, dtypes, shapes and numbers of theta."""
+  """Return a hash of the names, dtypes, shapes and numbers of theta."""
   flat = flatten(theta)
   digest = hashlib.sha256()
   for name in sorted(flat):
@@ -184,14 +205,14 @@ def sha256(theta: Any) -> str:
   return digest.hexdigest()
 
 
-def header_sha256(header: dict) -> str:
-  """Hash of all metadata but itself."""
-  rest = {k: v for k, v in header.items() if k != "header_sha256"}
-  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def header_sha256(header: dict[str, Any]) -> str:
+  """Return a hash of the metadata without the field header_sha256."""
+  hashed = {k: v for k, v in header.items() if k != "header_sha256"}
+  return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
-def write(path: str | os.PathLike, artifact: Artifact) -> None:
-  """Writes an artifact; the file appears whole or not at all.
+def write(path: str | os.PathLike[str], artifact: Artifact) -> None:
+  """Write an artifact to a file; the file appears complete or not at all.
 
   Raises:
     OSError: the folder is missing or not writable.
@@ -207,6 +228,7 @@ def write(path: str | os.PathLike, artifact: Artifact) -> None:
   content = safetensors_numpy.save(
       flat, {"mulo": json.dumps(header, sort_keys=True)})
   path = pathlib.Path(path)
+  # A temporary file in the same folder takes the name when all is on the disk.
   with tempfile.NamedTemporaryFile(
       dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
     try:
@@ -220,26 +242,36 @@ def write(path: str | os.PathLike, artifact: Artifact) -> None:
       raise
 
 
-def read(path: str | os.PathLike) -> Artifact:
-  """Reads an artifact and checks all of it.
+def read(path: str | os.PathLike[str], trust: Collection[str] = ()) -> Artifact:
+  """Read an artifact from a file and check all of it.
+
+  Args:
+    path: the file.
+    trust: names of the form "package.module:make" that the file may give as
+      its optimizer or parametrization. Reading the file runs their code.
 
   Raises:
     FileNotFoundError: no such file.
-    ArtifactError: not an artifact, damaged, of a newer format, or of an
-      optimizer or parametrization that is not installed; the message starts
-      with the path.
+    ArtifactError: not an artifact, damaged, of a newer format, of an optimizer
+      or parametrization that is not installed, or naming code that is not in
+      `trust`. The message starts with the path.
+    ValueError: `trust` is a string, not a collection of strings.
   """
+  if isinstance(trust, str):  # `name in trust` would look for a substring
+    raise ValueError(
+        f"trust must be a collection of names, such as ({trust!r},), got the "
+        f"string {trust!r}.")
   content = read_bytes(path)
   with refusing(str(path)):
-    return _parse(content)
+    return _parse(content, trust)
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
-  """All of a file.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+  """Return the content of a file.
 
   Raises:
     FileNotFoundError: no such file.
-    ArtifactError: it is larger than a theta can be.
+    ArtifactError: the file is larger than MAX_BYTES.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -252,12 +284,13 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   return content
 
 
-def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
-  """({name: array}, metadata) of a safetensors file.
+def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Return ({name: array}, metadata) of the bytes of a safetensors file.
 
   Raises:
-    Exception: of some kind, for anything else; see `refusing`.
+    Exception: of any kind, if the bytes are anything else; see `refusing`.
   """
+  # The first 8 bytes are the length of the header, which is JSON.
   size = int.from_bytes(content[:8], "little")
   if len(content) < 8 or size > min(MAX_HEADER, len(content) - 8):
     raise ArtifactError("it is not a safetensors file, or its header is cut "
@@ -266,12 +299,32 @@ def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
   return safetensors_numpy.load(content), metadata
 
 
-def _parse(content: bytes) -> Artifact:
+def _parse(content: bytes, trust: Collection[str]) -> Artifact:
+  """Return the artifact in the bytes of a file; see `read`."""
   flat, metadata = tensors(content)
   text = metadata.get("mulo")
   if text is None:
     raise ArtifactError("it is a safetensors file, but not one of mulo's.")
   header = json.loads(text)
+  _check_header(header, flat)
+  # Before the first look-up of a name, because a look-up may import code.
+  _check_trust((header["optimizer"], header["parametrization"]), trust)
+  _check_settings(header["settings"])
+  settings = optimizers.current_settings(
+      header["optimizer"], header["settings"])
+  lopt = optimizers.get(header["optimizer"], **settings)
+  return Artifact(
+      header["optimizer"], settings, header["parametrization"],
+      unflatten(lopt, flat), header["record"], header["licence"])
+
+
+def _check_header(header: Any, flat: dict[str, np.ndarray]) -> None:
+  """Raise ArtifactError unless the metadata are complete and fit the tensors.
+
+  Args:
+    header: the metadata, any JSON value.
+    flat: {name: array}.
+  """
   version = header.get("format_version") if isinstance(header, dict) else None
   if type(version) is int and version > FORMAT_VERSION:
     raise ArtifactError(
@@ -283,8 +336,19 @@ def _parse(content: bytes) -> Artifact:
   if (header["sha256"] != sha256(flat) or
       header["header_sha256"] != header_sha256(header)):
     raise ArtifactError("its sha256 does not fit its content: it is damaged.")
-  _check_settings(header["settings"])
-  lopt = optimizers.get(header["optimizer"], **header["settings"])
-  return Artifact(
-      header["optimizer"], header["settings"], header["parametrization"],
-      unflatten(lopt, flat), header["record"], header["licence"])
+
+
+def _check_trust(names: Iterable[str], trust: Collection[str]) -> None:
+  """Raise ArtifactError if a name would import code that is not in `trust`.
+
+  Args:
+    names: optimizer and parametrization, as the file gives them.
+    trust: see `read`.
+  """
+  code = [name for name in names
+          if registry.is_import(name) and name not in trust]
+  if code:
+    quoted = ", ".join(f'"{name}"' for name in code)
+    raise ArtifactError(
+        f"it names {quoted}: loading would run that code. If you trust the "
+        f"file, pass trust=({quoted},), or install the part as an entry point.")

@@ -1,12 +1,15 @@
-"""The two concepts of this package, and checks of settings."""
+"""The two interfaces of this package, and checks of settings."""
 
 import math
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, TypeAlias
 
 import jax
 import optax
 
-Theta = Any  # pytree of float32 arrays: the meta-parameters
+Theta: TypeAlias = Any  # pytree of float32 arrays: the meta-parameters
+Shape: TypeAlias = tuple[int, ...]
+# (shape of a parameter, shape of this parameter at another width) -> number.
+ShapeFn: TypeAlias = Callable[[Shape, Shape], float]
 
 
 class LearnedOptimizer(NamedTuple):
@@ -24,39 +27,46 @@ class LearnedOptimizer(NamedTuple):
 
 
 class Parametrization(NamedTuple):
-  """How one parameter is scaled, from its shape and its base shape.
+  """Multipliers of one parameter, as functions of its shape and base shape.
 
-  An axis grows if its size differs between the two shapes (both are tuples of
-  ints of equal length); see `learned_opt.scaling.width` for the role that follows.
+  An axis grows if its size differs between the two shapes. Both shapes are
+  tuples of ints of equal length. See `learned_opt.scaling.fan` for the role
+  of a parameter, which depends on the axes that grow.
+
+  Multipliers are absolute, functions of fan-in and fan-out: the base shape only
+  tells which axes grow.
 
   Attributes:
-    init_std: `(shape, base_shape) -> float`, standard deviation at init.
-    output_mult: `(shape, base_shape) -> float`, factor on what the forward
-      pass computes with this parameter.
-    attention_mult: `(head_size) -> float`, factor on query times key.
-    update_mult: `(shape, base_shape) -> float`, factor on the update, for
-      updates whose entries do not depend on the gradient's size.
+    init_std: `(shape, base_shape) -> float`, standard deviation of the initial
+      entries.
+    output_mult: `(shape, base_shape) -> float`, multiplier in the forward pass:
+      `outputs = output_mult * (inputs @ parameter)`.
+    attention_mult: `(head_size) -> float`, multiplier on attention logits:
+      `logits = attention_mult * (query @ key)`.
+    update_mult: `(shape, base_shape) -> float`, multiplier on the update, for
+      optimizers whose update entries do not depend on the size of gradients.
     needs_base_shapes: whether `update_mult` depends on the base shape.
-    gradient_scale: `(shape, base_shape) -> float`, what gradients grow with,
-      but for a constant; optimizers that are not invariant to it need it.
-    branch_mult: `(depth) -> float`, factor on the residual branches of a
-      network of so many blocks.
-    block_update_mult: `(depth) -> float`, further factor on updates of
-      parameters in these blocks.
+    gradient_scale: `(shape, base_shape) -> float`, expected size of gradient
+      entries, up to a constant that does not depend on width. Optimizers that
+      are not invariant to the size of gradients need it.
+    branch_mult: `(depth) -> float`, multiplier on each residual branch of a
+      network of `depth` blocks: `x = x + branch_mult * branch(x)`.
+    block_update_mult: `(depth) -> float`, further multiplier on the update of a
+      parameter in one of these blocks.
   """
 
-  init_std: Callable[[tuple, tuple], float]
-  output_mult: Callable[[tuple, tuple], float]
+  init_std: ShapeFn
+  output_mult: ShapeFn
   attention_mult: Callable[[int], float]
-  update_mult: Callable[[tuple, tuple], float]
+  update_mult: ShapeFn
   needs_base_shapes: bool
-  gradient_scale: Callable[[tuple, tuple], float] = lambda shape, base: 1.0
+  gradient_scale: ShapeFn = lambda shape, base_shape: 1.0
   branch_mult: Callable[[int], float] = lambda depth: 1.0
   block_update_mult: Callable[[int], float] = lambda depth: 1.0
 
 
 def check_params(params: Any) -> None:
-  """Raises ValueError where `update` was called without parameters."""
+  """Raise ValueError if `update` was called without parameters."""
   if params is None:
     raise ValueError(
         "A learned optimizer reads the parameters: call "
@@ -64,22 +74,23 @@ def check_params(params: Any) -> None:
 
 
 def check_positive(**numbers: float) -> None:
-  """Raises ValueError unless these settings are positive, finite numbers."""
+  """Raise ValueError unless these settings are positive, finite numbers."""
   for name, value in numbers.items():
+    # type(), not isinstance(): True is an int, but no setting.
     if (type(value) not in (int, float) or not math.isfinite(value) or
         value <= 0):
       raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
 def check_sizes(**sizes: int) -> None:
-  """Raises ValueError unless these settings are positive integers."""
+  """Raise ValueError unless these settings are positive integers."""
   for name, value in sizes.items():
     if type(value) is not int or value < 1:
       raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
 def check_decays(**decays: float) -> None:
-  """Raises ValueError unless these settings are between 0 and 1."""
+  """Raise ValueError unless these settings are between 0 and 1."""
   check_positive(**decays)
   for name, value in decays.items():
     if value >= 1:

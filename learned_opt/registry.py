@@ -1,25 +1,31 @@
 """Find parts by name: optimizers, parametrizations, estimators, task families.
 
-A part is a function `make(**settings)`. Its name is one of
+A part is a function `make(**settings)`. The name of a part is one of
 
 * the name of a file in the part's folder, such as "velo" in
   learned_opt/optimizers;
-* the name of an entry point whose group is the folder, such as
-  "learned_opt.optimizers", of any installed package;
+* the name of an entry point of any installed package, in the group of the
+  folder, such as "learned_opt.optimizers"; a file of the same name wins;
 * "package.module:make", a function of any module that can be imported.
 
-An installed package offers an optimizer under the name "mine" by these lines in
+An installed package offers an optimizer under the name "mine" by two lines in
 its pyproject.toml:
 
     [project.entry-points."learned_opt.optimizers"]
     mine = "my_package.my_optimizer:make"
+
+The other groups are "learned_opt.scaling.parametrizations",
+"meta_train.estimators" and "tasks.families".
 """
 
 import importlib
 from importlib import metadata
 import inspect
+import operator
 import pkgutil
 from typing import Any, Callable
+
+Make = Callable[..., Any]
 
 
 def names(folder: str) -> list[str]:
@@ -29,29 +35,47 @@ def names(folder: str) -> list[str]:
     folder: dotted name, such as "learned_opt.optimizers".
 
   Returns:
-    Names that `get` takes. Folders inside the folder are left out, and so are
-    files whose name begins with an underscore.
+    Names that `find` and `get` accept. Folders inside the folder are left out,
+    and so are files whose name begins with an underscore.
   """
-  return sorted({*_files(folder), *(
-      point.name for point in metadata.entry_points(group=folder))})
+  points = metadata.entry_points(group=folder)
+  return sorted({*_files(folder), *(point.name for point in points)})
 
 
-def find(folder: str, name: str) -> Callable:
+def is_import(name: str) -> bool:
+  """Return whether a name has the form "package.module:make".
+
+  `find` imports the module of such a name, which runs code. Check names from an
+  untrusted source with this function before `find` receives them.
+  """
+  return ":" in name
+
+
+def find(folder: str, name: str) -> Make:
   """Return the `make` of a part.
 
   Args:
-    folder: dotted name, such as "learned_opt.optimizers".
-    name: see the module docstring.
+    folder: dotted name, such as "learned_opt.optimizers". It is not used if
+      the name has the form "package.module:make".
+    name: name of the part, see the module docstring.
 
   Raises:
-    ValueError: no such part; the message lists the names that exist.
+    ValueError: no such part, or a part that cannot be imported. For an unknown
+      name, the message lists the names that exist.
   """
-  if ":" in name:
+  if is_import(name):
     return _imported(name)
   if name in _files(folder):
-    return importlib.import_module(f"{folder}.{name}").make
-  for point in metadata.entry_points(group=folder, name=name):
-    return _imported(point.value)
+    return _imported(f"{folder}.{name}:make")
+  # A value may end with extras, as in "package.module:make [extra]".
+  targets = {point.value.partition("[")[0].strip()
+             for point in metadata.entry_points(group=folder, name=name)}
+  if len(targets) > 1:
+    raise ValueError(
+        f"Several installed packages offer {name!r} in {folder}: use one of "
+        f"{', '.join(sorted(targets))} as the name.")
+  if targets:
+    return _imported(targets.pop())
   raise ValueError(
       f"Unknown name {name!r} in {folder}; available: "
       f"{', '.join(names(folder))}, or package.module:make.")
@@ -61,8 +85,8 @@ def get(folder: str, name: str, /, **settings: Any) -> Any:
   """Call `make(**settings)` of a part.
 
   Args:
-    folder: dotted name, such as "learned_opt.optimizers".
-    name: see the module docstring.
+    folder: see `find`.
+    name: name of the part, see the module docstring.
     **settings: arguments of `make`.
 
   Returns:
@@ -72,16 +96,16 @@ def get(folder: str, name: str, /, **settings: Any) -> Any:
     ValueError: no such part, or settings that its `make` does not take.
   """
   make = find(folder, name)
-  bound = _bind(make, folder, name, settings)
-  return make(*bound.args, **bound.kwargs)
+  _bind(make, folder, name, settings)
+  return make(**settings)
 
 
 def all_settings(folder: str, name: str, /, **settings: Any) -> dict[str, Any]:
-  """Return the settings of a part with the defaults of those not given.
+  """Return all settings of a part: the given ones, and defaults.
 
   Args:
-    folder: dotted name, such as "learned_opt.optimizers".
-    name: see the module docstring.
+    folder: see `find`.
+    name: name of the part, see the module docstring.
     **settings: arguments of `make`.
 
   Raises:
@@ -89,34 +113,52 @@ def all_settings(folder: str, name: str, /, **settings: Any) -> dict[str, Any]:
   """
   bound = _bind(find(folder, name), folder, name, settings)
   bound.apply_defaults()
-  return dict(bound.arguments)
+  complete: dict[str, Any] = {}
+  for argument, value in bound.arguments.items():
+    kind = bound.signature.parameters[argument].kind
+    if kind is inspect.Parameter.VAR_KEYWORD:  # the dict of a `**kwargs`
+      complete |= value
+    elif kind is not inspect.Parameter.VAR_POSITIONAL:
+      complete[argument] = value
+  return complete
 
 
 def _files(folder: str) -> list[str]:
+  """Return the names of the public modules in a folder, without importing."""
   path = importlib.import_module(folder).__path__
   return [module.name for module in pkgutil.iter_modules(path)
           if not module.ispkg and not module.name.startswith("_")]
 
 
-def _imported(name: str) -> Callable:
-  """Return the function "package.module:make"; raises ValueError."""
+def _imported(name: str) -> Make:
+  """Return the function "package.module:make".
+
+  Raises:
+    ValueError: another form, no such module or function, or not a function.
+  """
   module, _, attribute = name.partition(":")
+  # Also refuses relative names and names with spaces.
+  if not all(part.isidentifier() for part in
+             (*module.split("."), *attribute.split("."))):
+    raise ValueError(f"{name!r} is not of the form package.module:make.")
   try:
-    make = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as e:
+    make: Make = operator.attrgetter(attribute)(
+        importlib.import_module(module))
+  except (ImportError, AttributeError) as e:
     raise ValueError(f"{name!r} cannot be imported: {e}.") from e
   if not callable(make):
     raise ValueError(f"{name!r} is {make!r}, not a function.")
   return make
 
 
-def _bind(make: Callable, folder: str, name: str, settings: dict
+def _bind(make: Make, folder: str, name: str, settings: dict[str, Any]
           ) -> inspect.BoundArguments:
-  part = name if ":" in name else f"{folder}.{name}"
+  """Return the arguments of a call of `make`; raise ValueError if none fit."""
+  part = name if is_import(name) else f"{folder}.{name}"
   signature = inspect.signature(make)
   try:
     return signature.bind(**settings)
   except TypeError as e:
     raise ValueError(
-        f"{part} does not take the settings {settings}: {e}; its settings are "
-        f"{', '.join(signature.parameters)}.") from e
+        f"{part} does not take the settings {list(settings)}: {e}; its "
+        f"settings are {', '.join(signature.parameters)}.") from e

@@ -1,1 +1,1 @@
-"""Meta-training: finding theta."""
+"""Meta-training: estimate gradients of theta and follow them."""

@@ -1,27 +1,29 @@
 """The interface of a gradient estimator, and the state of meta-training."""
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, TypeAlias
 
 import jax
 
+Theta: TypeAlias = Any  # pytree of float32 arrays: the meta-parameters
+
 
 class EstimatorOut(NamedTuple):
-  """One estimate from a number of independent copies of a task.
+  """One estimate, averaged over independent copies of one task.
 
   Attributes:
     meta_loss: mean over the copies, float32 scalar.
-    grad: tree like theta, mean over the copies of the estimated gradient of
-      the meta-loss.
-    copies: how many copies the means are over, float32 scalar: what estimates
-      from several devices are weighted with.
-    info: dict of float32 scalars, sums over all copies. Every estimator has
-      "inner_steps" that were taken, "diverged": those of them whose loss was
-      not finite before normalisation, and "dropped": copies that were left
-      out.
+    grad: tree like theta: mean over the copies of the estimated gradient of the
+      meta-loss.
+    copies: number of copies in the two means, float32 scalar. It is the weight
+      of this estimate in a mean over several devices.
+    info: dict of float32 scalars, each a sum over all copies. Every estimator
+      has "inner_steps" (inner steps taken), "diverged" (inner steps whose loss
+      was not finite before normalisation) and "dropped" (copies left out of the
+      means).
   """
 
   meta_loss: jax.Array
-  grad: Any
+  grad: Theta
   copies: jax.Array
   info: dict[str, jax.Array]
 
@@ -29,34 +31,35 @@ class EstimatorOut(NamedTuple):
 class GradientEstimator(NamedTuple):
   """Estimates the gradient of a task's meta-loss with respect to theta.
 
-  `keys` has one key per independent copy of the task, and its length is the
-  leading axis of every array in the state. What happens to a copy must follow
-  from its own key and state, so that results do not depend on which device
-  has which copies.
+  `keys` has one key per independent copy of the task. The number of copies is
+  the leading axis of every array in the state. The results of a copy must
+  depend on its own key and state alone. Then they do not depend on how the
+  copies are divided among devices.
 
   Attributes:
     init: `(keys, theta) -> state`.
-    estimate: `(keys, theta, state, data) -> (EstimatorOut, state)`, with
-      `data` the task's.
+    estimate: `(keys, theta, state, data) -> (EstimatorOut, state)`, where
+      `data` is `tasks.base.Task.data`.
   """
 
-  init: Callable[[jax.Array, Any], Any]
-  estimate: Callable[[jax.Array, Any, Any, Any], tuple[EstimatorOut, Any]]
+  init: Callable[[jax.Array, Theta], Any]
+  estimate: Callable[[jax.Array, Theta, Any, Any], tuple[EstimatorOut, Any]]
 
 
 class MetaState(NamedTuple):
-  """All that meta-training carries from step to step: a checkpoint.
+  """Everything that an outer step receives from the step before.
 
-  Random keys are not in it: they follow from the seed and the step.
+  A checkpoint is one MetaState. Random keys are not in it: they are computed
+  from the seed and the step.
 
   Attributes:
     step: outer steps taken, int32 scalar.
     theta: meta-parameters.
     opt_state: state of the meta-optimizer.
-    estimator_states: {task name: state of its estimator}.
+    estimator_states: {task name: state of the task's estimator}.
   """
 
   step: jax.Array
-  theta: Any
+  theta: Theta
   opt_state: Any
   estimator_states: dict[str, Any]

@@ -1,9 +1,12 @@
-"""From a config to the functions of meta-training."""
+"""From a config to the functions of meta-training.
 
-from typing import Any, Callable, Iterable, NamedTuple
+`build` and `evaluator` cut the config into its sections. Every other function
+receives the section that it needs, never the whole config.
+"""
+
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -13,6 +16,7 @@ from learned_opt import registry
 from learned_opt.scaling import parametrizations
 from meta_train import base
 from meta_train import estimators
+from meta_train import selection
 from meta_train import step as step_lib
 from meta_train import unroll
 from meta_train.devices import parallel
@@ -22,38 +26,96 @@ from tasks import base as tasks_base
 from tasks import families
 from tasks import normalizers
 
+# Settings in the section of a task that are not settings of its family.
+NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps", "normalizer")
+
+# {task name: (task, inner optimizer for this task)}.
+BuiltTasks = dict[str, tuple[tasks_base.Task, unroll.OptFn]]
+# `(first, last)`: the data of each outer step after step `first`, up to `last`.
+DataFn = Callable[[int, int], Iterable[dict[str, Any]]]
+
 
 class Program(NamedTuple):
-  """What a config means.
+  """The functions that a config describes.
 
   Attributes:
     init: see `step.make`.
     step: see `step.make`.
-    data: `(first, last) -> data` of each outer step after `first` others.
-    devices: the mesh that it runs on.
+    data: `(first, last) -> iterable of {task: data}`, one entry for each outer
+      step that follows the first `first` steps, up to step `last`.
+    devices: the mesh that the functions run on.
   """
 
-  init: Callable[[], base.MetaState]
-  step: Callable[[base.MetaState, Any], tuple[base.MetaState, dict]]
-  data: Callable[[int, int], Iterable[dict]]
+  init: step_lib.InitFn
+  step: step_lib.StepFn
+  data: DataFn
   devices: jax.sharding.Mesh
 
 
-# What the section of a task says beside the settings of its family.
-NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps", "normalizer")
+def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
+  """Return the program of a config.
+
+  Args:
+    config: see meta_train/configs.
+    data_dir: see `tasks.data.images.image_data`.
+
+  Raises:
+    ValueError: an unknown name, or a setting that does not fit.
+  """
+  check(config)
+  lopt = optimizer(config.optimizer, differentiated(config.estimator))
+  built_tasks = tasks(
+      config.tasks, parametrizations.get(config.parametrization), lopt.opt_fn,
+      data_dir)
+  devices = parallel.mesh(config.copies, config.devices)
+  init, step = step_lib.make(
+      lopt, task_estimators(config.estimator, built_tasks, config.stream),
+      theta_optimizer(config.theta_opt, config.num_steps), config.copies,
+      config.seed, devices, how=config.mapping, weights=weights(config.tasks),
+      streamed=config.stream)
+  if config.stream:
+    data = _streamed_data(
+        built_tasks, config.estimator, config.seed, config.copies, devices)
+  else:
+    data = _resident_data(built_tasks, devices)
+  return Program(init, step, data, devices)
 
 
-def settings_of(section) -> dict:
-  """A section of the config without its name, as keyword arguments."""
+def evaluator(config: ml_collections.ConfigDict, data_dir: str | None
+              ) -> selection.Evaluator:
+  """Return the evaluator of theta on the tasks of config.evaluation.
+
+  Args:
+    config: see meta_train/configs.
+    data_dir: see `tasks.data.images.image_data`.
+
+  Raises:
+    ValueError: an unknown name, or a setting that does not fit.
+  """
+  lopt = optimizer(config.optimizer, differentiated(config.estimator))
+  return selection.Evaluator(config.evaluation, tasks(
+      config.evaluation.tasks, parametrizations.get(config.parametrization),
+      lopt.opt_fn, data_dir))
+
+
+def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a section of the config without its name, as keyword arguments."""
   return {k: v for k, v in section.items() if k != "name"}
 
 
-def task_of(section, parametrization: learned_opt_base.Parametrization,
+def task_of(section: Mapping[str, Any],
+            parametrization: learned_opt_base.Parametrization,
             data_dir: str | None) -> tasks_base.Task:
-  """The task of a section.
+  """Return the task of a section such as config.tasks.digits.
+
+  Args:
+    section: name of the family, settings of the family, and
+      NOT_OF_THE_FAMILY.
+    parametrization: decides initialisation and forward pass.
+    data_dir: see `tasks.data.images.image_data`.
 
   Raises:
-    ValueError: an unknown name or a setting that does not fit.
+    ValueError: an unknown name, or a setting that does not fit.
   """
   task = families.get(
       section["name"], parametrization, data_dir=data_dir,
@@ -62,8 +124,8 @@ def task_of(section, parametrization: learned_opt_base.Parametrization,
   if (name := section.get("normalizer")) is not None:
     if name != "log" or task.chance_loss is None:
       raise ValueError(
-          f"Unknown normalizer {name!r}; available: 'log' for tasks with a "
-          "loss of chance, or leave it out for that of the task.")
+          f"Unknown normalizer {name!r}; available: 'log', for tasks with a "
+          "loss of chance. Leave it out for the task's own normalizer.")
     task = task._replace(normalize=normalizers.log_bounded(task.chance_loss))
   if section.get("augment") is None:
     return task
@@ -73,101 +135,149 @@ def task_of(section, parametrization: learned_opt_base.Parametrization,
     raise ValueError(f"augment does not take {section['augment']}: {e}.") from e
 
 
-def optimizer(config) -> learned_opt_base.LearnedOptimizer:
-  """The learned optimizer of a config; raises ValueError."""
-  settings = settings_of(config.optimizer)
-  known = registry.all_settings(
-      optimizers.__name__, config.optimizer.name, **settings)
-  if config.estimator.name.endswith("backprop") and "lowering" in known:
-    # What is written out takes minutes to compile once it is differentiated.
-    settings["lowering"] = known["lowering"] or "blocked"
-  return optimizers.get(config.optimizer.name, **settings)
+def tasks(sections: Mapping[str, Mapping[str, Any]],
+          parametrization: learned_opt_base.Parametrization,
+          opt_fn: unroll.OptFn, data_dir: str | None) -> BuiltTasks:
+  """Return each task with the inner optimizer for this task.
 
+  The inner optimizer of a task is `opt_fn` followed by the update multipliers
+  of the task's parameters.
 
-def tasks(config, sections, data_dir: str | None
-          ) -> dict[str, tuple[tasks_base.Task, unroll.OptFn]]:
-  """Each task with the optimizer for it, which scales as its parameters grow.
+  Args:
+    sections: {task name: section}, such as config.tasks.
+    parametrization: decides initialisation, forward pass and multipliers.
+    opt_fn: `LearnedOptimizer.opt_fn`.
+    data_dir: see `tasks.data.images.image_data`.
 
   Raises:
-    ValueError: an unknown name or a setting that does not fit.
+    ValueError: an unknown name, or a setting that does not fit.
   """
-  parametrization = parametrizations.get(config.parametrization)
-  opt_fn = optimizer(config).opt_fn
-  found = {}
+  built_tasks = {}
   for name, section in sections.items():
     task = task_of(section, parametrization, data_dir)
-    found[name] = task, unroll.scaled(opt_fn, parametrization, task)
-  return found
+    built_tasks[name] = task, unroll.scaled(opt_fn, parametrization, task)
+  return built_tasks
 
 
-def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
-  """The program that a config asks for.
+def weights(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """Return the weight of each task of config.tasks in the meta-gradient."""
+  return {name: section.get("weight", 1.0)
+          for name, section in sections.items()}
+
+
+def differentiated(section: Mapping[str, Any]) -> bool:
+  """Return whether config.estimator differentiates the learned optimizer."""
+  name: str = section["name"]
+  return name.endswith("backprop")
+
+
+def optimizer(section: Mapping[str, Any], differentiate: bool = False
+              ) -> learned_opt_base.LearnedOptimizer:
+  """Return the learned optimizer of config.optimizer.
+
+  Args:
+    section: name of the optimizer, and its settings.
+    differentiate: whether updates will be differentiated with respect to theta.
 
   Raises:
-    ValueError: an unknown name or a setting that does not fit.
+    ValueError: an unknown name, or a setting that does not fit.
   """
-  check(config)
-  pairs = tasks(config, config.tasks, data_dir)
-  devices = parallel.mesh(config.copies, config.devices)
-  estimator_of = {
+  name, settings = section["name"], settings_of(section)
+  if differentiate:
+    known = registry.all_settings(optimizers.__name__, name, **settings)
+    if "lowering" in known:
+      # The default of a small MLP, "unrolled", would take minutes to compile.
+      settings["lowering"] = known["lowering"] or "blocked"
+  return optimizers.get(name, **settings)
+
+
+def task_estimators(section: Mapping[str, Any], built_tasks: BuiltTasks,
+                    streamed: bool) -> dict[str, base.GradientEstimator]:
+  """Return one gradient estimator per task.
+
+  Args:
+    section: config.estimator: name of the estimator, and its settings.
+    built_tasks: see `tasks`.
+    streamed: whether data are the batches of one outer step, see `stream`.
+
+  Raises:
+    ValueError: an unknown name, or a setting that does not fit.
+  """
+  return {
       name: estimators.get(
-          config.estimator.name,
-          task=stream.task_of(task) if config.stream else task, opt_fn=opt_fn,
-          **settings_of(config.estimator))
-      for name, (task, opt_fn) in pairs.items()}
-  init, step = step_lib.make(
-      optimizer(config), estimator_of, theta_optimizer(config), config.copies,
-      config.seed, devices, config.mapping,
-      {name: section.get("weight", 1.0)
-       for name, section in config.tasks.items()}, config.stream)
-  return Program(init, step, _data(config, pairs, devices), devices)
+          section["name"], task=stream.task_of(task) if streamed else task,
+          opt_fn=opt_fn, **settings_of(section))
+      for name, (task, opt_fn) in built_tasks.items()}
 
 
-def _data(config, pairs, devices):
-  """`Program.data`."""
-  if config.stream:
-    return lambda first, last: stream.batches(
-        {name: task for name, (task, _) in pairs.items()}, config.seed,
-        config.copies, config.estimator.truncation,
-        config.estimator.loss_split, devices, first, last)
-  data = {name: task.data for name, (task, _) in pairs.items()}
-  # Tasks on one data set share its arrays, on the device, too.
+def _streamed_data(built_tasks: BuiltTasks, estimator: Mapping[str, Any],
+                   seed: int, copies: int, devices: jax.sharding.Mesh
+                   ) -> DataFn:
+  """Return `Program.data` that sends the batches of each step to devices."""
+  only_tasks = {name: task for name, (task, _) in built_tasks.items()}
+  return lambda first, last: stream.batches(
+      only_tasks, seed, copies, estimator["truncation"],
+      estimator["loss_split"], devices, first, last)
+
+
+def _resident_data(built_tasks: BuiltTasks, devices: jax.sharding.Mesh
+                   ) -> DataFn:
+  """Return `Program.data` that stays on the devices, the same in each step."""
+  data = {name: task.data for name, (task, _) in built_tasks.items()}
+  # Tasks on one data set share its arrays on the host. By id, each array is
+  # sent to the devices only once, and tasks share it there, too.
   arrays = {id(x): x for x in jax.tree.leaves(data)}
   placed = parallel.replicate(arrays, devices)
   data = jax.tree.map(lambda x: placed[id(x)], data)
   return lambda first, last: (data for _ in range(first, last))
 
 
-def theta_optimizer(config) -> optax.GradientTransformation:
-  """The meta-optimizer.
+def theta_optimizer(section: Mapping[str, Any], num_steps: int
+                    ) -> optax.GradientTransformation:
+  """Return the meta-optimizer of config.theta_opt.
 
-  By default clipping of the meta-gradient, then AdamW with warm-up and cosine;
-  or what theta_opt.expression says, Python that may use optax and jnp.
+  By default the meta-gradient is clipped, then AdamW takes a step. Its learning
+  rate warms up linearly and then decays with a cosine.
+
+  Args:
+    section: settings of the default meta-optimizer, and `make`. `make` is "" or
+      "package.module:make", a function
+      `make(num_steps) -> optax.GradientTransformation`. It replaces the
+      default: the other settings have no effect.
+    num_steps: outer steps of the run.
 
   Raises:
-    ValueError: an expression that is not one of a gradient transformation.
+    ValueError: `make` cannot be imported, does not take num_steps or does not
+      return an optax transformation.
   """
-  section = config.theta_opt
-  if section.get("expression"):
-    try:
-      found = eval(  # pylint: disable=eval-used
-          section.expression, {"optax": optax, "jnp": jnp})
-      found.init, found.update  # pylint: disable=pointless-statement
-      return found
-    except Exception as e:
-      raise ValueError(
-          f"theta_opt.expression {section.expression!r} does not give an optax "
-          f"transformation: {type(e).__name__}: {e}.") from e
+  if section.get("make"):
+    return _imported_theta_optimizer(section["make"], num_steps)
   schedule = optax.warmup_cosine_decay_schedule(
-      0.0, section.learning_rate, section.warmup, config.num_steps,
-      section.final_learning_rate)
+      0.0, section["learning_rate"], section["warmup"], num_steps,
+      section["final_learning_rate"])
   return optax.chain(
-      optax.clip_by_global_norm(section.clip),
-      optax.adamw(schedule, weight_decay=section.weight_decay))
+      optax.clip_by_global_norm(section["clip"]),
+      optax.adamw(schedule, weight_decay=section["weight_decay"]))
 
 
-def check(config) -> None:
-  """Raises ValueError for numbers that make no sense."""
+def _imported_theta_optimizer(name: str, num_steps: int
+                              ) -> optax.GradientTransformation:
+  """Return `make(num_steps)` of "package.module:make"; see above."""
+  if not registry.is_import(name):
+    raise ValueError(
+        f"theta_opt.make {name!r} is not of the form package.module:make; set "
+        "it to '' for the default meta-optimizer.")
+  # Without a folder of meta-optimizers: a name with a colon needs none.
+  tx = registry.get("", name, num_steps=num_steps)
+  if not (hasattr(tx, "init") and hasattr(tx, "update")):
+    raise ValueError(
+        f"theta_opt.make {name!r} must return an optax transformation, got "
+        f"{tx!r}.")
+  return tx
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raise ValueError if a number or a section of the config makes no sense."""
   for key in ("num_steps", "copies", "log_every", "checkpoint_every",
               "keep_checkpoints"):
     if config[key] < 1:
@@ -176,23 +286,14 @@ def check(config) -> None:
     if config[key] < 0:
       raise ValueError(
           f"config.{key} must not be negative, got {config[key]}.")
+  # Rows of metrics are written every log_every steps. Checkpoints and
+  # evaluations happen at these steps only.
   for key, value in (("checkpoint_every", config.checkpoint_every),
                      ("evaluation.every", config.evaluation.every)):
     if value % config.log_every:
       raise ValueError(f"{key} ({value}) must be a multiple of log_every "
                        f"({config.log_every}).")
-  if not config.tasks:
-    raise ValueError("config.tasks is empty: there is nothing to train on.")
-  for name, section in config.tasks.items():
-    if section.get("weight", 1.0) <= 0:
-      raise ValueError(f"config.tasks.{name}.weight must be positive, got "
-                       f"{section.weight}.")
-    if "num_steps" in section:
-      raise ValueError(f"config.tasks.{name}.num_steps means nothing: lengths "
-                       "of episodes are set in config.estimator.")
-  if config.evaluation.every and not config.evaluation.tasks:
-    raise ValueError("config.evaluation.tasks is empty: there is nothing to "
-                     "evaluate on; set evaluation.every to 0.")
+  _check_tasks(config.tasks, config.evaluation)
   if config.stream and config.estimator.name.startswith("full_"):
     raise ValueError("config.stream is for estimators that make one truncation "
                      f"in an outer step, not for {config.estimator.name}.")
@@ -203,3 +304,20 @@ def check(config) -> None:
     raise ValueError(
         f"theta_opt.warmup ({config.theta_opt.warmup}) must be less than "
         f"num_steps ({config.num_steps}).")
+
+
+def _check_tasks(sections: Mapping[str, Mapping[str, Any]],
+                 evaluation: ml_collections.ConfigDict) -> None:
+  """Raise ValueError if config.tasks or config.evaluation makes no sense."""
+  if not sections:
+    raise ValueError("config.tasks is empty: there is nothing to train on.")
+  for name, section in sections.items():
+    if section.get("weight", 1.0) <= 0:
+      raise ValueError(f"config.tasks.{name}.weight must be positive, got "
+                       f"{section['weight']}.")
+    if "num_steps" in section:
+      raise ValueError(f"config.tasks.{name}.num_steps means nothing: lengths "
+                       "of episodes are set in config.estimator.")
+  if evaluation.every and not evaluation.tasks:
+    raise ValueError("config.evaluation.tasks is empty: there is nothing to "
+                     "evaluate on; set evaluation.every to 0.")

@@ -1,4 +1,4 @@
-"""Training networks with a fixed optimizer and recording how it goes."""
+"""Train networks with a fixed optimizer and record their losses."""
 
 from typing import Any, Callable, NamedTuple
 
@@ -13,12 +13,12 @@ EVAL_BATCHES = 32
 
 
 class Result(NamedTuple):
-  """How a number of runs went; leading axis [runs].
+  """Losses of several runs; the leading axis is [runs].
 
   Attributes:
-    train_loss: loss of each batch before its update, [runs, num_steps].
-    final: {split: {"loss": [runs], ...}} of the final parameters, with what
-      else the task tells, such as "accuracy".
+    train_loss: loss of each batch before the update, [runs, num_steps].
+    final: {split: {"loss": [runs], ...}} of the final parameters. The entries
+      besides "loss" are the aux of the task's loss, such as "accuracy".
   """
 
   train_loss: np.ndarray
@@ -27,28 +27,29 @@ class Result(NamedTuple):
 
 def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
             ) -> Callable[..., Result]:
-  """`train` on one task with one optimizer, compiled only once.
+  """Return a version of `train` for one task and optimizer, compiled once.
 
   Args:
-    task: what is trained.
-    opt_fn: `opt_fn(theta, num_steps=...)` is the optimizer; for a baseline
-      theta may be its learning rate.
+    task: task that networks are trained on.
+    opt_fn: `opt_fn(theta, num_steps=...)` returns the optimizer. For a
+      baseline, theta may be the learning rate.
 
   Returns:
-    `train(thetas, keys, num_steps, chunk, on_chunk)`, as the function `train`.
+    `train(thetas, keys, num_steps, chunk, on_chunk)`, see the function `train`.
   """
   data = jax.device_put(task.data)
 
   def start(thetas, keys, num_steps):
-    one = lambda theta, key: unroll.start(
+    start_run = lambda theta, key: unroll.start(
         task, opt_fn, theta, jax.random.fold_in(key, 0), num_steps)
-    return jax.vmap(one)(thetas, keys)
+    return jax.vmap(start_run)(thetas, keys)
 
   def advance(state, thetas, keys, data, steps):
-    one = lambda state, theta, key: unroll.unroll(
+    # The number of steps before this chunk makes the key of the chunk.
+    advance_run = lambda state, theta, key: unroll.unroll(
         task, opt_fn, theta, state, jax.random.fold_in(key, 1 + state.step),
         data, steps)
-    return jax.vmap(one)(state, thetas, keys)
+    return jax.vmap(advance_run)(state, thetas, keys)
 
   start = jax.jit(start)
   advance = jax.jit(advance, static_argnums=4, donate_argnums=0)
@@ -64,9 +65,9 @@ def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
       state, loss = advance(state, thetas, keys, data, steps)
       losses.append(np.asarray(loss))
       on_chunk(steps)
-    found = final(state.params, state.scales,
-                  {s: data[s] for s in ("outer_valid", "test")})
-    return Result(np.concatenate(losses, 1), jax.device_get(found))
+    final_losses = final(state.params, state.scales,
+                         {s: data[s] for s in ("outer_valid", "test")})
+    return Result(np.concatenate(losses, 1), jax.device_get(final_losses))
 
   return run
 
@@ -74,33 +75,33 @@ def trainer(task: tasks_base.Task, opt_fn: unroll.OptFn
 def train(task: tasks_base.Task, opt_fn: unroll.OptFn, thetas: Any,
           keys: jax.Array, num_steps: int, chunk: int = 50,
           on_chunk: Callable[[int], None] = lambda steps: None) -> Result:
-  """Trains one network per entry of `thetas`, all at the same time.
+  """Train one network per entry of `thetas`, all at the same time.
 
   Args:
     task: see `trainer`.
     opt_fn: see `trainer`.
     thetas: tree whose arrays have the leading axis [runs].
-    keys: [runs], decide initialisation and batches.
+    keys: keys [runs] of initialisation and batches.
     num_steps: steps per run.
-    chunk: steps per call of the device.
-    on_chunk: called with the number of steps done since the last call.
+    chunk: steps per call of the compiled program.
+    on_chunk: function called after each chunk with its number of steps.
 
   Returns:
-    See `Result`; a run that diverged has losses that are not finite.
+    A `Result`. A run that diverged has losses that are not finite.
   """
   return trainer(task, opt_fn)(thetas, keys, num_steps, chunk, on_chunk)
 
 
 def evaluate(task: tasks_base.Task, params: Any, splits: dict[str, Any]
              ) -> dict[str, dict[str, jax.Array]]:
-  """Mean loss and aux over EVAL_BATCHES batches of each split.
+  """Return mean loss and aux over EVAL_BATCHES batches of each split.
 
-  The batches are always the same, so that runs can be compared.
+  The batches are the same in every call, so that runs can be compared.
   """
-  def on_batch(split):
-    def one(key):
+  def on_split(split):
+    def on_batch(key):
       loss, aux = task.loss(params, key, task.sample_batch(key, split))
       return {"loss": loss, **aux}
     keys = jax.random.split(jax.random.key(0), EVAL_BATCHES)
-    return jax.tree.map(jnp.mean, jax.lax.map(one, keys))
-  return {name: on_batch(split) for name, split in splits.items()}
+    return jax.tree.map(jnp.mean, jax.lax.map(on_batch, keys))
+  return {name: on_split(split) for name, split in splits.items()}

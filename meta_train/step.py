@@ -1,6 +1,6 @@
 """One outer step as one XLA program."""
 
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,22 @@ from learned_opt import base as learned_opt_base
 from meta_train import base
 from meta_train.devices import parallel
 
+InitFn = Callable[[], base.MetaState]
+# `(state, {task: data}) -> (state, metrics)`.
+StepFn = Callable[[base.MetaState, dict[str, Any]],
+                  tuple[base.MetaState, dict[str, jax.Array]]]
+
 
 def task_keys(key: jax.Array, names: Iterable[str], copies: int
               ) -> dict[str, jax.Array]:
-  """Keys [copies] for each task."""
+  """Return {task: keys [copies]}, where `names` are the names of all tasks."""
   return {name: jax.random.split(jax.random.fold_in(key, i), copies)
           for i, name in enumerate(sorted(names))}
 
 
 def key_of_step(seed: int, step: jax.Array) -> jax.Array:
-  """The key of the outer step after `step` others."""
+  """Return the key of the outer step that follows `step` outer steps."""
+  # 0 and 1 belong to the initial theta and the initial networks.
   return jax.random.fold_in(jax.random.key(seed), step + 2)
 
 
@@ -28,26 +34,27 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
          theta_opt: optax.GradientTransformation, copies: int, seed: int,
          devices: jax.sharding.Mesh | None = None, how: str = "shard_map",
          weights: dict[str, float] | None = None, streamed: bool = False
-         ) -> tuple[Callable[[], base.MetaState], Callable]:
-  """The two functions that meta-training is made of.
+         ) -> tuple[InitFn, StepFn]:
+  """Return the two functions of meta-training.
 
   Args:
     lopt: the learned optimizer.
-    estimators: one gradient estimator per task; their gradients are averaged.
+    estimators: one gradient estimator per task. The gradients of the tasks are
+      averaged.
     theta_opt: the meta-optimizer.
-    copies: independent copies of each task.
-    seed: decides everything that is random.
+    copies: number of independent copies of each task.
+    seed: seed of all random numbers.
     devices: see `parallel.mesh`; None for one device.
-    how: see `parallel.shard`.
-    weights: of the tasks in the average; 1 where there is none.
-    streamed: data are the batches of one outer step, see `stream`.
+    how: the mapping, see `parallel.shard`.
+    weights: weights of tasks in the average; a missing weight is 1.
+    streamed: whether `data` are the batches of one outer step, see `stream`.
 
   Returns:
-    `init() -> MetaState`, and `step(state, data) -> (state, metrics)` with
-    `data` {task: its data}; metrics are a dict of float32 scalars: for each
-    task and for all "meta_loss", "inner_steps", "diverged" (the share of inner
-    steps whose loss was not finite) and "dropped" (copies left out), and the
-    norms of gradient and update. `step` donates the state.
+    `init() -> MetaState` and `step(state, data) -> (state, metrics)`, where
+    `data` is {task: data of the task}. `step` donates the state. Metrics are a
+    dict of float32 scalars: the norms of gradient and update, and for each task
+    and for all tasks together "meta_loss", "inner_steps", "diverged" (fraction
+    of inner steps whose loss was not finite) and "dropped" (copies left out).
   """
   root = jax.random.key(seed)
   devices = parallel.mesh(copies, 1) if devices is None else devices
@@ -80,17 +87,19 @@ def make(lopt: learned_opt_base.LearnedOptimizer,
   return jax.jit(init), jax.jit(step, donate_argnums=0)
 
 
-def _metrics(outs: dict[str, base.EstimatorOut], mean: Callable) -> dict:
-  """Metrics of each task, and of all."""
+def _metrics(outs: dict[str, base.EstimatorOut], mean: Callable[..., Any]
+             ) -> dict[str, jax.Array]:
+  """Return "<metric>" of all tasks and "<task>/<metric>" of each task."""
   total = jax.tree.map(lambda *x: sum(x), *[out.info for out in outs.values()])
   metrics = {
       "meta_loss": mean({name: out.meta_loss for name, out in outs.items()}),
-      **_shares(total)}
+      **_fractions(total)}
   for name, out in outs.items():
-    values = {"meta_loss": out.meta_loss, **_shares(out.info)}
+    values = {"meta_loss": out.meta_loss, **_fractions(out.info)}
     metrics |= {f"{name}/{k}": v for k, v in values.items()}
   return metrics
 
 
-def _shares(info: dict) -> dict:
+def _fractions(info: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Return `EstimatorOut.info` with "diverged" as a fraction of inner steps."""
   return {**info, "diverged": info["diverged"] / info["inner_steps"]}

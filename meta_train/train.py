@@ -1,15 +1,15 @@
-"""Meta-trains an optimizer; run again, it goes on where it was.
+"""Meta-train a learned optimizer. Run the same command again to continue.
 
 python -m meta_train.train --config=meta_train/configs/quickstart.py \
     --workdir=runs/q [--config.num_steps=100 --config.max_minutes=10 ...]
 
-Writes to the workdir: config.json, metrics.jsonl, checkpoints/, with
-config.evaluation also best.safetensors, and at the end theta.safetensors, which
+Writes to the workdir: config.json, metrics.jsonl and checkpoints/; with
+config.evaluation also best.safetensors; and at the end theta.safetensors, which
 `mulo.load` reads.
 
-On several hosts, start it on each with --coordinator=address:port,
---num_processes and --process_id, or with --cluster where these can be found out
-(Cloud TPU, Slurm). Only process 0 writes.
+On several hosts, start the command on each of them with
+--coordinator=address:port, --num_processes and --process_id. On a Cloud TPU or
+under Slurm, --cluster finds out all three. Only process 0 writes files.
 """
 
 import contextlib
@@ -18,14 +18,13 @@ import pathlib
 import signal
 import sys
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 from absl import app
 from absl import flags
 from absl import logging
 import jax
 import ml_collections
-from ml_collections import config_flags
 import numpy as np
 import tqdm
 
@@ -33,7 +32,8 @@ from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 from meta_train import base
 from meta_train import build
-from meta_train import selection
+from meta_train import config_flag
+from meta_train import time_limit
 from meta_train.devices import parallel
 from meta_train.workdir import checkpoint
 from meta_train.workdir import metrics as metrics_lib
@@ -41,111 +41,98 @@ from meta_train.workdir import run_record
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status
 
+# `(step, theta)` -> metrics of the evaluation.
+SelectFn = Callable[[int, base.Theta], dict[str, float]]
+
 
 class Stopped(Exception):
-  """Meta-training ended before its last step; all is saved."""
+  """Meta-training stopped before its last step, after saving a checkpoint.
+
+  Attributes:
+    reason: "SIGTERM" or "max_minutes".
+  """
 
   def __init__(self, reason: str, step: int, num_steps: int):
+    """Write the message.
+
+    Args:
+      reason: see above.
+      step: outer steps taken.
+      num_steps: outer steps of the whole run.
+    """
     super().__init__(
         f"Stopped after {step} of {num_steps} outer steps ({reason}). Run the "
-        "same command to go on.")
+        "same command again to continue.")
     self.reason = reason
 
 
-class Clock:
-  """Says when to stop: at SIGTERM, or before the minutes are over.
+def check_finite(rows: list[dict[str, Any]], first_step: int) -> None:
+  """Raise FloatingPointError if a metric is not finite.
 
-  A context manager, in which SIGTERM does no more than set `terminated`.
+  Args:
+    rows: metrics of consecutive outer steps.
+    first_step: number of the first of these steps, for the message.
   """
-
-  def __init__(self, max_minutes: float):
-    self._limit = 60 * max_minutes
-    self._start = time.monotonic()
-    self._last: float | None = None
-    self._longest = 0.0  # time between two calls
-    self.terminated = False
-
-  def reason(self) -> str | None:
-    """Why to stop now; None to go on. Called at regular intervals.
-
-    Of several processes, all get the same answer.
-    """
-    now = time.monotonic()
-    if self._last is not None:  # what is before the first call is compilation
-      self._longest = max(self._longest, now - self._last)
-    self._last = now
-    over = bool(self._limit) and (
-        now + self._longest - self._start > self._limit)
-    if parallel.anywhere(self.terminated):
-      return "SIGTERM"
-    return "max_minutes" if parallel.anywhere(over) else None
-
-  def __enter__(self):
-    def terminate(number, unused_frame):
-      self.terminated = True
-      signal.signal(number, self._before)  # the next one is not asked twice
-    try:
-      self._before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread
-      self._before = None
-    return self
-
-  def __exit__(self, *exception):
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
-
-
-def check_finite(rows: list[dict], first_step: int) -> None:
-  """Raises FloatingPointError at the first metric that is not finite."""
   for i, row in enumerate(rows):
     bad = {name: float(x) for name, x in row.items() if not np.isfinite(x)}
     if bad:
       raise FloatingPointError(
           f"Outer step {first_step + i} gave {bad}. Set config.estimator."
-          "drop_nonfinite to leave copies with such a meta-loss out (it is of "
-          "no use where all of a task's are), or lower theta_opt."
-          "learning_rate; with another --workdir, for that is another run.")
+          "drop_nonfinite to leave out copies with such a meta-loss (of no use "
+          "if all copies of a task have one), or lower config.theta_opt."
+          "learning_rate. Use another --workdir: with either change it is "
+          "another run.")
 
 
-def artifact(config, theta: Any, software: list[dict], step: int,
-             evaluation: dict | None = None) -> artifact_lib.Artifact:
-  """What is written of a theta, host arrays."""
-  result = run_record.result_config(config)
-  found = {
-      "config": result, "software": software, "seed": config.seed,
-      "steps": step, "tasks": result["tasks"],
+def artifact(config: ml_collections.ConfigDict, theta: base.Theta,
+             software: list[dict[str, Any]], step: int,
+             evaluation: dict[str, float] | None = None
+             ) -> artifact_lib.Artifact:
+  """Return the artifact of a theta.
+
+  Args:
+    config: config of the run.
+    theta: meta-parameters, host arrays.
+    software: see `run_record.note_software`.
+    step: outer steps taken.
+    evaluation: losses that theta was chosen for, if it was.
+  """
+  result_config = run_record.result_config(config)
+  record = {
+      "config": result_config, "software": software, "seed": config.seed,
+      "steps": step, "tasks": result_config["tasks"],
       "horizon": [config.estimator.shortest, config.estimator.longest]}
   if evaluation is not None:
-    found["evaluation"] = {
+    record["evaluation"] = {
         "loss": evaluation, "config": config.evaluation.to_dict()}
+  settings = optimizers.all_settings(
+      config.optimizer.name, **build.settings_of(config.optimizer.to_dict()))
   return artifact_lib.Artifact(
-      config.optimizer.name, optimizers.all_settings(
-          config.optimizer.name,
-          **build.settings_of(config.optimizer.to_dict())),
-      config.parametrization, theta, found)
+      config.optimizer.name, settings, config.parametrization, theta, record)
 
 
 def meta_train(config: ml_collections.ConfigDict, workdir: str,
                data_dir: str | None = None, tensorboard: bool = False
                ) -> pathlib.Path:
-  """Meta-trains to the end of the config, from the last checkpoint if any.
+  """Meta-train to the last step, from the newest checkpoint if there is one.
 
   Args:
     config: see meta_train/configs.
-    workdir: folder of the run; made if missing.
+    workdir: folder of the run; created if missing.
     data_dir: see `tasks.data.images.image_data`.
-    tensorboard: write metrics for TensorBoard, too (needs tensorboardX).
+    tensorboard: also write metrics for TensorBoard (needs tensorboardX).
 
   Returns:
     Path of theta.safetensors.
 
   Raises:
-    ValueError: a config that makes no sense or is not that of the workdir.
+    ValueError: the config makes no sense, or the workdir holds a run with
+      another config.
     FloatingPointError: a meta-loss was not finite.
     OSError: the workdir cannot be written, or no checkpoint can be read.
-    Stopped: by SIGTERM or at config.max_minutes.
+    Stopped: SIGTERM, or config.max_minutes is over.
   """
-  clock = Clock(config.max_minutes)
+  clock = time_limit.Clock(config.max_minutes)
   folder = pathlib.Path(workdir)
   result = folder / "theta.safetensors"
   build.check(config)
@@ -154,104 +141,145 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
     _compare_evaluation(config, folder / "best.safetensors")
   if parallel.anywhere(result.exists()):
     if result.exists():
-      artifact_lib.read(result)
+      _read(config, result)  # raises if the file is damaged
     print(f"{folder} is finished: {result}", flush=True)
     return result
   program = build.build(config, data_dir)
-  first = jax.process_index() == 0
+  first_process = jax.process_index() == 0
   like = jax.eval_shape(program.init)
   with contextlib.ExitStack() as stack:
     stack.enter_context(clock)
-    saved = restored = evaluator = None
-    used: list[dict] = []
+    checkpointer = restored = evaluator = None
+    software: list[dict[str, Any]] = []
     with _together():
-      if first:
+      if first_process:
         if config.evaluation.every:
-          evaluator = selection.Evaluator(config, data_dir)
+          evaluator = build.evaluator(config, data_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        used = run_record.note_software(
+        software = run_record.note_software(
             config, folder / "config.json", program.devices.size)
-        saved = stack.enter_context(checkpoint.Checkpointer(
+        checkpointer = stack.enter_context(checkpoint.Checkpointer(
             folder / "checkpoints", config.keep_checkpoints))
-        restored = saved.restore_latest(like)
+        restored = checkpointer.restore_latest(like)
     state = _begin(program, like, restored)
     writer = stack.enter_context(metrics_lib.Writer(
-        folder / "metrics.jsonl" if first else None, int(state.step),
+        folder / "metrics.jsonl" if first_process else None, int(state.step),
         folder / "tensorboard" if tensorboard else None))
     select = None
     if evaluator is not None:
-      select = _selector(config, evaluator, used, writer, folder)
-    state = _loop(config, program, state, saved, writer, clock, select)
-  if first:
+      select = _selector(config, evaluator, software, writer, folder)
+    state = _loop(config, program, state, checkpointer, writer, clock, select)
+  if first_process:
     artifact_lib.write(result, artifact(
-        config, state.theta, used, config.num_steps))
+        config, state.theta, software, config.num_steps))
     print(f"{writer.summary(result)}\n"
           f"sha256 of theta: {artifact_lib.sha256(state.theta)}", flush=True)
   return result
 
 
 @contextlib.contextmanager
-def _together():
-  """What fails on one process fails on all, which else would wait for it."""
+def _together() -> Iterator[None]:
+  """Re-raise an exception of one process on all processes.
+
+  Otherwise the other processes would wait forever in a collective.
+  """
   error = None
   try:
     yield
   except Exception as e:  # pylint: disable=broad-except
     error = e
   if parallel.anywhere(error is not None):
-    raise error or OSError("Another process failed; see what it says.")
+    raise error or OSError(
+        "Another process failed; see the error message of that process.")
 
 
-def _compare_evaluation(config, path: pathlib.Path) -> None:
-  """Raises ValueError if the best theta so far was found by other tasks."""
+def _read(config: ml_collections.ConfigDict, path: pathlib.Path
+          ) -> artifact_lib.Artifact:
+  """Read an artifact of this run, which may name the code of its config."""
+  return artifact_lib.read(
+      path, trust=(config.optimizer.name, config.parametrization))
+
+
+def _compare_evaluation(config: ml_collections.ConfigDict, path: pathlib.Path
+                        ) -> None:
+  """Raise ValueError if best.safetensors was chosen by other evaluations."""
   if not config.evaluation.every or not path.exists():
     return
-  old = artifact_lib.read(path).record["evaluation"]["config"]
+  old = _read(config, path).record["evaluation"]["config"]
+  # Through JSON, which turns tuples into lists.
   now = json.loads(json.dumps(config.evaluation.to_dict()))
   if dict(old, every=0) != dict(now, every=0):
     raise ValueError(
         f"{path} was chosen with other settings of config.evaluation; use "
-        "those, or move it away.")
+        "those settings, or move the file away.")
 
 
 def _begin(program: build.Program, like: base.MetaState,
            restored: base.MetaState | None) -> base.MetaState:
-  """The state to go on from; process 0's if there are several."""
+  """Return the state before the next step, on the devices.
+
+  Args:
+    program: the program.
+    like: shapes and dtypes of the state.
+    restored: the state that process 0 restored; None for a new run. It is sent
+      to all other processes.
+  """
   if jax.process_count() > 1:
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    found = parallel.from_first(np.array(restored is not None))
+    resumes = parallel.from_first(np.array(restored is not None))
     restored = zeros if restored is None else restored
-    restored = parallel.from_first(restored) if found else None
+    restored = parallel.from_first(restored) if resumes else None
   if restored is None:
     return program.init()
   return parallel.place(restored, program.devices)
 
 
-def _selector(config, evaluator: Callable[[Any], dict], used: list[dict],
-              writer: metrics_lib.Writer, folder: pathlib.Path
-              ) -> Callable[[int, Any], dict[str, float]]:
-  """A function that evaluates theta, and keeps the best one so far."""
-  def select(step, theta):
-    found = evaluator(theta)
-    if found["evaluation"] < writer.lowest("evaluation"):
+def _selector(config: ml_collections.ConfigDict,
+              evaluator: Callable[[base.Theta], dict[str, float]],
+              software: list[dict[str, Any]], writer: metrics_lib.Writer,
+              folder: pathlib.Path) -> SelectFn:
+  """Return a function that evaluates theta and saves the best theta so far."""
+  def select(step: int, theta: base.Theta) -> dict[str, float]:
+    losses = evaluator(theta)
+    if losses["evaluation"] < writer.lowest("evaluation"):
       artifact_lib.write(
           folder / "best.safetensors", artifact(
-              config, theta, used, step, found))
-    return found
+              config, theta, software, step, losses))
+    return losses
   return select
 
 
-def _loop(config, program: build.Program, state: base.MetaState,
-          saved: checkpoint.Checkpointer | None, writer: metrics_lib.Writer,
-          clock: Clock, select) -> base.MetaState:
-  """Outer steps until config.num_steps; returns the last state, on the host."""
+def _loop(config: ml_collections.ConfigDict, program: build.Program,
+          state: base.MetaState, checkpointer: checkpoint.Checkpointer | None,
+          writer: metrics_lib.Writer, clock: time_limit.Clock,
+          select: SelectFn | None) -> base.MetaState:
+  """Take outer steps until config.num_steps.
+
+  Args:
+    config: config of the run.
+    program: the program.
+    state: state before the first step, on the devices.
+    checkpointer: None on all processes but process 0.
+    writer: writer of metrics.
+    clock: decides when to stop.
+    select: see `_selector`; None without evaluation, and on all processes but
+      process 0.
+
+  Returns:
+    The last state, as host arrays.
+
+  Raises:
+    FloatingPointError: see `check_finite`.
+    Stopped: see `time_limit.Clock`.
+  """
   first, written = int(state.step), time.perf_counter()
   if select is not None and not first:
     writer.write(0, select(0, parallel.fetch(state.theta)))
+  # Metrics stay on the device between rows: the host need not wait for them.
   waiting, began = [], time.perf_counter()
   with tqdm.tqdm(
       total=config.num_steps, initial=first, desc="meta-training", unit="step",
-      disable=saved is None, smoothing=0.3,
+      disable=checkpointer is None, smoothing=0.3,
       mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
     for step, data in enumerate(program.data(first, config.num_steps),
                                 first + 1):
@@ -271,7 +299,7 @@ def _loop(config, program: build.Program, state: base.MetaState,
           step % config.evaluation.every == 0 or last):
         if select is not None:
           mean |= select(step, parallel.fetch(state.theta))
-        began = time.perf_counter()  # its time is not that of outer steps
+        began = time.perf_counter()  # evaluation time is not time of steps
       mean["seconds"] = time.perf_counter() - written
       written += mean["seconds"]
       writer.write(step, mean)
@@ -281,50 +309,62 @@ def _loop(config, program: build.Program, state: base.MetaState,
           f"{mean['inner_steps_per_second']:,.0f} inner steps/s")
       reason = None if last else clock.reason()
       if reason or step % config.checkpoint_every == 0:
-        # On all processes, which fetch from each other.
+        # On all processes: each one sends its part of the state.
         host_state = parallel.fetch(state)
-        if saved is not None:
-          saved.save(host_state)
+        if checkpointer is not None:
+          checkpointer.save(host_state)
       if reason:
         raise Stopped(reason, step, config.num_steps)
-  return parallel.fetch(state)
+  last_state: base.MetaState = parallel.fetch(state)
+  return last_state
 
 
 def define_flags() -> None:
-  """Defines the flags; not at import, where they would be everyone's."""
-  config_flags.DEFINE_config_file(
-      "config", None, "Configuration.", lock_config=True)
+  """Define the flags; not at import, because absl's flags are global."""
+  config_flag.define()
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_string(
       "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
-  flags.DEFINE_bool("tensorboard", False, "Write metrics for TensorBoard, too.")
-  flags.DEFINE_string("coordinator", None, "address:port of process 0.")
-  flags.DEFINE_integer("num_processes", None, "Processes of this run.")
-  flags.DEFINE_integer("process_id", None, "Number of this process.")
-  flags.DEFINE_bool("cluster", False, "Several processes; find out the rest.")
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.DEFINE_bool(
+      "tensorboard", False, "Also write metrics for TensorBoard.")
+  flags.DEFINE_string(
+      "coordinator", None, "Multi-host run: address:port of process 0.")
+  flags.DEFINE_integer(
+      "num_processes", None, "Multi-host run: number of processes.")
+  flags.DEFINE_integer(
+      "process_id", None, "Multi-host run: number of this process, from 0.")
+  flags.DEFINE_bool(
+      "cluster", False, "Multi-host run: detect coordinator, number of "
+      "processes and process id from the cluster.")
+  flags.mark_flags_as_required(  # type: ignore[no-untyped-call]
+      ["config", "workdir"])
 
 
-def connect(found) -> None:
-  """Sets up devices and processes as flags and config say."""
+def connect(values: flags.FlagValues) -> None:
+  """Set up devices and processes for the parsed flags.
+
+  Raises:
+    ValueError: some of the flags of a multi-host run are missing.
+  """
   logging.set_verbosity(logging.WARNING)
-  parallel.set_cpu_devices(found.config.devices)
-  given = (found.coordinator, found.num_processes, found.process_id)
-  if found.cluster or any(x is not None for x in given):
-    if not found.cluster and any(x is None for x in given):
+  parallel.set_cpu_devices(values.config.devices)
+  given = (values.coordinator, values.num_processes, values.process_id)
+  if values.cluster or any(x is not None for x in given):
+    if not values.cluster and any(x is None for x in given):
       raise ValueError("Several processes need all of --coordinator, "
                        f"--num_processes and --process_id, got {given}.")
     parallel.connect(*given)
 
 
-def main(argv):
-  """Runs `meta_train` on the flags."""
+def main(argv: list[str]) -> None:
+  """Run `meta_train` with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  found = flags.FLAGS
+  values = flags.FLAGS
   try:
-    connect(found)
-    meta_train(found.config, found.workdir, found.data_dir, found.tensorboard)
+    connect(values)
+    meta_train(values.config, values.workdir, values.data_dir,
+               values.tensorboard)
   except Stopped as e:
     print(e, flush=True)
     sys.exit(PREEMPTED if e.reason == "SIGTERM" else 0)
@@ -334,4 +374,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=config_flag.parse_flags)

@@ -1,4 +1,4 @@
-"""The inner loop: K steps of a task as one scan, shared by all estimators."""
+"""The inner loop, used by every estimator: K steps of a task in one scan."""
 
 from typing import Any, Callable, NamedTuple
 
@@ -12,8 +12,9 @@ from learned_opt.scaling import roles as roles_lib
 from tasks import base as tasks_base
 
 LOSSES = ("mean", "late", "last")
-BOTH = "both"  # a loss_split: the mean of those on train and inner_valid
+BOTH = "both"  # a loss_split: mean of the losses on train and on inner_valid
 
+# `opt_fn(theta, *, num_steps)` returns the inner optimizer.
 OptFn = Callable[..., optax.GradientTransformationExtraArgs]
 
 
@@ -21,12 +22,13 @@ class InnerState(NamedTuple):
   """One network in training.
 
   Attributes:
-    params: what the inner optimizer sees: the parameters of the task, over
-      `scales`.
+    params: parameters as the inner optimizer sees them: the parameters of the
+      task, divided by `scales`.
     opt_state: state of the inner optimizer.
     step: inner steps taken in this episode, int32 scalar.
-    length: inner steps of this episode, int32 scalar.
-    scales: factors of this episode, see `tasks.augment`; () for none.
+    length: inner steps of the whole episode, int32 scalar.
+    scales: random scales of this episode, a tree like params, see
+      `tasks.augment`; () for a task without scales.
   """
 
   params: Any
@@ -38,7 +40,11 @@ class InnerState(NamedTuple):
 
 def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
            task: tasks_base.Task) -> OptFn:
-  """`opt_fn` followed by the parametrization's link for this task."""
+  """Return `opt_fn` with the task's update multipliers applied.
+
+  A task without base shapes has no multipliers: its `opt_fn` is returned as it
+  is.
+  """
   if task.base_shapes is None:
     return opt_fn
 
@@ -56,10 +62,11 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
 
 def start(task: tasks_base.Task, opt_fn: OptFn, theta: Any, key: jax.Array,
           length: jax.Array) -> InnerState:
-  """A network at initialisation, to be trained for `length` inner steps."""
+  """Return a network at initialisation, to be trained for `length` steps."""
   params, scales = task.init(key), ()
   if task.scales is not None:
-    # A number that no split of the key has, as init may make one.
+    # task.init may split the key. Splits are numbered from 0, so they do not
+    # reach 2**31.
     scales = task.scales(jax.random.fold_in(key, 2**31), params)
     params = jax.tree.map(jnp.divide, params, scales)
   opt_state = opt_fn(theta, num_steps=length).init(params)
@@ -69,19 +76,22 @@ def start(task: tasks_base.Task, opt_fn: OptFn, theta: Any, key: jax.Array,
 
 
 def task_params(params: Any, scales: Any) -> Any:
-  """Parameters of the task, from those of an `InnerState` and its scales."""
+  """Return the task's parameters: those of an `InnerState`, times `scales`."""
   return jax.tree.map(jnp.multiply, params, scales) if scales else params
 
 
 def key_of_truncation(key: jax.Array) -> jax.Array:
-  """The key that a copy unrolls a truncation with, from the copy's key."""
+  """Return the key for `unroll`, from a copy's key of this outer step."""
   return jax.random.fold_in(key, 2**31)
 
 
 def step_keys(key: jax.Array, num_steps: int) -> jax.Array:
-  """Keys of inner steps [num_steps, 3]: batch, loss, batch of `loss_split`.
+  """Return the keys of inner steps: batch, loss, batch of `loss_split`.
 
-  Made ahead of the scan: on a CPU, one split takes as long as many kernels.
+  Made before the scan: on a CPU, one split takes as long as many kernels.
+
+  Returns:
+    Keys [num_steps, 3].
   """
   return jax.random.split(key, (num_steps, 3))
 
@@ -90,20 +100,21 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
            state: InnerState, key: jax.Array, data: Any, num_steps: int,
            loss_split: str = "train", remat: bool = False
            ) -> tuple[InnerState, jax.Array]:
-  """Trains for `num_steps` inner steps.
+  """Train a network for `num_steps` inner steps.
 
   Args:
-    task: what is trained.
-    opt_fn: `opt_fn(theta, num_steps=length)` is the inner optimizer.
+    task: task of the network.
+    opt_fn: `opt_fn(theta, num_steps=length)` returns the inner optimizer.
     theta: meta-parameters.
-    state: where to start from.
+    state: state before the first step.
     key: decides the batches.
     data: `task.data`, on the device.
     num_steps: number of inner steps.
-    loss_split: "train" records the loss whose gradient is taken, before the
-      update; another split records the loss of the updated parameters on a
-      batch from it; "both" the mean of the former and of that on inner_valid.
-    remat: compute steps again when differentiating, to keep less in memory.
+    loss_split: split of the recorded losses. "train": loss of the train batch
+      before the update. "both": mean of this loss and the loss for
+      "inner_valid". Any other split: loss of a batch of this split after the
+      update.
+    remat: recompute each step in the backward pass, to use less memory.
 
   Returns:
     The state after the steps, and the recorded losses, float32 [num_steps].
@@ -119,6 +130,7 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
     batch = task.sample_batch(batch_key, data["train"])
     (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params, loss_key, batch)
+    # Optimizers that need the loss itself take it as the argument `value`.
     updates, opt_state = tx.update(
         grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
@@ -135,12 +147,12 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
 
 
 def drawn_from(loss_split: str) -> str:
-  """The split whose batches are drawn with the third of `step_keys`."""
+  """Return the split whose batches use the third key of `step_keys`."""
   return "inner_valid" if loss_split == BOTH else loss_split
 
 
 def check_loss(loss: str, loss_split: str) -> None:
-  """Raises ValueError unless these are names of a meta-loss."""
+  """Raise ValueError if the name of the loss or of its split is unknown."""
   if loss not in LOSSES:
     raise ValueError(
         f"Unknown loss {loss!r}; available: {', '.join(LOSSES)}.")
@@ -151,16 +163,19 @@ def check_loss(loss: str, loss_split: str) -> None:
 
 
 def weights(loss: str, inner: InnerState, num_steps: int) -> jax.Array:
-  """Of the last `num_steps` losses in the mean of an episode.
+  """Return the weights of the last `num_steps` losses in the meta-loss.
+
+  `weight = 2 * step / length` for "late", where steps count from 1. Otherwise
+  `weight = 1`.
 
   Args:
-    loss: "late": twice the part of the episode that is over, else 1.
-    inner: after these steps; step and length [...].
-    num_steps: how many.
+    loss: one of LOSSES.
+    inner: state after these steps; `step` and `length` have shape [...].
+    num_steps: number of losses.
 
   Returns:
-    [..., num_steps]; their mean over an episode is 1 (1 + 1 / length for
-    "late").
+    [..., num_steps]. The mean over an episode is 1, for "late"
+    `1 + 1 / length`.
   """
   if loss != "late":
     return jnp.ones((*inner.step.shape, num_steps), jnp.float32)
@@ -172,13 +187,15 @@ def weights(loss: str, inner: InnerState, num_steps: int) -> jax.Array:
 
 def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str,
               inner: InnerState) -> jax.Array:
-  """Losses [..., steps] to what is minimised [...].
+  """Return the meta-loss [...] of losses [..., steps].
 
   Args:
-    task: its `normalize` is applied to every loss.
-    losses: as `unroll` returns them.
-    loss: "mean" over the steps, "late": weighted by `weights`, or the "last".
-    inner: after these steps; leading axes like those of losses, or 1.
+    task: task whose `normalize` is applied to every loss.
+    losses: losses as `unroll` returns them.
+    loss: "mean" of all losses, mean weighted by `weights` ("late"), or the
+      "last" loss.
+    inner: state after these steps, whose leading axes are equal to those of
+      losses or 1.
   """
   losses = task.normalize(losses)
   if loss == "last":
@@ -187,6 +204,6 @@ def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str,
 
 
 def counts(losses: jax.Array) -> dict[str, jax.Array]:
-  """`EstimatorOut.info` of inner steps with these losses, of any shape."""
+  """Return `EstimatorOut.info` for losses of any shape, without "dropped"."""
   return {"inner_steps": jnp.float32(losses.size),
           "diverged": jnp.sum(~jnp.isfinite(losses), dtype=jnp.float32)}

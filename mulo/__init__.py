@@ -2,8 +2,8 @@
 
 from learned_opt.artifact import ArtifactError
 from mulo import scaling
-from mulo._coord_check import coord_check
 from mulo._coord_check import CoordCheckReport
+from mulo._coord_check import coord_check
 from mulo._foreign_files import read_arrays
 from mulo._horizon_warnings import BeyondTrainingWarning
 from mulo._loading import list_pretrained
@@ -17,5 +17,5 @@ __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
            "read_arrays", "save", "scaling"]
 
 
-def __dir__():
+def __dir__() -> list[str]:
   return sorted(__all__)

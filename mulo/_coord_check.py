@@ -1,8 +1,9 @@
-"""The coordinate check: does the change of every layer depend on the width?
+"""Coordinate check: does the change of activations depend on the width?
 
-Under a right parametrization what a layer computes changes by as much in a wide
-network as in a narrow one, after the first steps and with the same learning
-rate. That is necessary for hyperparameters to transfer, not sufficient.
+Under a correct parametrization, the activations of each layer change by about
+the same amount in wide and in narrow networks, after a few training steps with
+the same learning rate. This condition is necessary for hyperparameters to
+transfer across widths, but not sufficient.
 
 Reference:
   Yang et al., Tensor Programs V, 2022, https://arxiv.org/abs/2203.03466,
@@ -17,20 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Slopes that pass, of log change against log width.
+# Slopes that pass, of log change against log width, by kind of layer.
 LIMITS = {"input": (-0.05, 0.05), "hidden": (-0.1, 0.1),
           "attention": (-0.25, 0.25), "output": (-0.25, 0.1)}
 DEPTH_LIMITS = {kind: (-0.2, 0.2) for kind in LIMITS}  # against log depth
 MAX_RESIDUAL = 0.25  # of the fit, in octaves
-FIRST_JUDGED = 2  # a readout that starts at zero moves nothing before
+# First step that is judged. A readout that starts at zero passes no gradient
+# back, so before this step the other layers have not moved.
+FIRST_JUDGED = 2
+
+Layers = Mapping[str, jax.Array]  # {layer: activations [batch, ...]}
+Init = Callable[[jax.Array, int], Any]
+ApplyAndLoss = Callable[[Any, jax.Array, int], tuple[jax.Array, Layers]]
+# {layer: mean absolute value}; one number, or [steps].
+Means = dict[str, jax.Array]
+Run = Callable[[jax.Array], tuple[jax.Array, Means, Means]]
+OfWidth = Callable[[int], optax.GradientTransformation]
 
 
 class Fit(NamedTuple):
-  """A straight line through log2 change against log2 size.
+  """Straight line through log2 change against log2 size.
 
   Attributes:
-    slope: of the line through the means over seeds.
-    error: two standard errors of it, from widths and seeds.
+    slope: slope of the line through the means over seeds.
+    error: two standard errors of the slope, from sizes and seeds.
     residual: largest distance of a mean from the line, in octaves.
   """
 
@@ -41,14 +52,14 @@ class Fit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """What was found out about one layer.
+  """Result of the check for one layer; h are its activations.
 
   Attributes:
-    kind: a key of the limits.
-    limits: slopes that pass.
+    kind: "input", "hidden", "attention" or "output"; a key of the limits.
+    limits: (smallest, largest) slope that passes.
     change: mean |h - h at the start| on a fixed batch, [sizes, seeds, steps].
-    size: mean |h|, [sizes, seeds, steps + 1], that at the start first.
-    fits: by step.
+    size: mean |h|, [sizes, seeds, steps + 1]; index 0 is the start.
+    fits: {step: Fit}.
   """
 
   kind: str
@@ -59,29 +70,29 @@ class Layer:
 
   @property
   def reasons(self) -> list[str]:
-    """Why it fails; empty if it passes."""
-    found = []
+    """Reasons why the layer fails; empty if it passes."""
+    reasons = []
     for step, fit in self.fits.items():
       if step < FIRST_JUDGED:
         continue
       if not np.isfinite(fit.slope):
-        found.append(f"step {step}: does not move, or not by a number")
+        reasons.append(f"step {step}: does not move, or not by a number")
       elif not self.limits[0] <= fit.slope <= self.limits[1]:
-        found.append(f"step {step}: slope {fit.slope:+.2f}")
+        reasons.append(f"step {step}: slope {fit.slope:+.2f}")
       elif fit.residual > MAX_RESIDUAL:
-        found.append(f"step {step}: {fit.residual:.2f} octaves off the line")
-    return found
+        reasons.append(f"step {step}: {fit.residual:.2f} octaves off the line")
+    return reasons
 
 
 @dataclasses.dataclass(frozen=True)
 class CoordCheckReport:
-  """The result of a coordinate check.
+  """Result of a coordinate check.
 
   Attributes:
     axis: "width" or "depth".
     sizes: widths or depths.
-    layers: by name.
-    loss: of each batch before its update, [sizes, seeds, steps].
+    layers: {layer: its result}.
+    loss: loss of each batch before its update, [sizes, seeds, steps].
   """
 
   axis: str
@@ -95,7 +106,7 @@ class CoordCheckReport:
     return not any(layer.reasons for layer in self.layers.values())
 
   def table(self) -> str:
-    """Markdown: slopes of each layer after each step, and PASS or FAIL."""
+    """Return a Markdown table: slopes by layer and step, and PASS or FAIL."""
     steps = list(next(iter(self.layers.values())).fits)
     lines = [["layer", "kind", "limits", *(f"slope, step {t}" for t in steps),
               "verdict"]]
@@ -110,101 +121,138 @@ class CoordCheckReport:
 
 
 def fit(sizes: Sequence[int], change: np.ndarray) -> Fit:
-  """See `Fit`.
+  """Fit a line through log2 change against log2 size; see `Fit`.
 
   Args:
-    sizes: at least two.
-    change: [sizes, seeds], finite and of means over seeds that are positive,
-      else the slope is NaN.
+    sizes: widths or depths, two at least.
+    change: [sizes, seeds]. The slope is NaN unless all entries are finite and
+      all means over seeds are positive.
   """
-  means = change.mean(1)
+  means = change.mean(1)  # [sizes]
   if not (np.all(np.isfinite(change)) and np.all(means > 0)):
     return Fit(np.nan, np.nan, np.nan)
   x, y = np.log2(np.asarray(sizes, float)), np.log2(means)
-  slope, at_zero = np.polyfit(x, y, 1)
-  residual = float(np.max(np.abs(y - slope * x - at_zero)))
-  points = np.log2(np.maximum(change, 1e-30)) - (slope * x + at_zero)[:, None]
-  spread = np.sum(points**2) / max(points.size - 2, 1)
-  error = 2 * np.sqrt(spread / (change.shape[1] * np.sum((x - x.mean())**2)))
+  slope, intercept = np.polyfit(x, y, 1)
+  residual = float(np.max(np.abs(y - slope * x - intercept)))
+  # Distance of every single network from the line, [sizes, seeds]. The maximum
+  # keeps the logarithm finite where one network of several does not change.
+  points = np.log2(np.maximum(change, 1e-30)) - (
+      slope * x + intercept)[:, None]
+  variance = np.sum(points**2) / max(points.size - 2, 1)
+  error = 2 * np.sqrt(
+      variance / (change.shape[1] * np.sum((x - x.mean())**2)))
   return Fit(float(slope), float(error), residual)
 
 
 def coord_check(
-    init: Callable[[jax.Array, int], Any],
-    apply_and_loss: Callable[
-        [Any, jax.Array, int], tuple[jax.Array, Mapping[str, jax.Array]]],
-    tx: optax.GradientTransformation | Callable[
-        [int], optax.GradientTransformation],
-    widths: Sequence[int], *, seeds: int = 3,
-    steps: Sequence[int] = (1, 2, 5, 10),
+    init: Init, apply_and_loss: ApplyAndLoss,
+    tx: optax.GradientTransformation | OfWidth, widths: Sequence[int], *,
+    seeds: int = 3, steps: Sequence[int] = (1, 2, 5, 10),
     kinds: Mapping[str, str] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
     axis: str = "width", on_width: Callable[[int], None] = lambda width: None
     ) -> CoordCheckReport:
-  """Trains networks of several widths for a few steps and fits slopes.
+  """Train networks of several widths for a few steps, and fit slopes.
 
-  Take a large learning rate, tuned at the least width, so that losses move
-  within ten steps; no weight decay, clipping, dropout or schedule; a readout
-  that starts at zero; at least five widths, 16 times apart; and run it with a
-  wrong parametrization as well, which it must find wrong.
+  Choose a large learning rate, tuned at the smallest width, so that losses move
+  within ten steps. Use no weight decay, clipping, dropout or schedule, and a
+  readout that starts at zero. Use at least five widths, the largest 16 times
+  the smallest. Run the check with a wrong parametrization, too: it must fail.
 
   Args:
     init: `(key, width) -> params`.
     apply_and_loss: `(params, key, width) -> (loss, {layer: activations})`, on a
-      batch that the key decides. Activations before nonlinearities, of a shape
-      [batch, ...]; logits among them.
-    tx: the optimizer, or a function of the width.
-    widths: in increasing order.
-    seeds: networks of each width; also of the batches, equal for all widths.
-    steps: after which it is measured, from 1; those before step 2 are not
-      judged, so that there must be a later one.
-    kinds: by layer, "input", "hidden", "attention" (logits of it), "output".
-      By default what has as many entries at all widths is an output, all else
-      hidden; at several depths all is hidden.
-    limits: by kind, slopes that pass, instead of those in LIMITS, or in
+      batch that the key decides. Activations, [batch, ...], are taken before
+      nonlinearities; the logits are among them.
+    tx: the optimizer, or a function `width -> optimizer`.
+    widths: widths in increasing order.
+    seeds: number of networks of each width. The seed also decides the batches,
+      which are the same for all widths.
+    steps: steps after which activations are measured, counted from 1. Step 1
+      is not judged, so a later step is required.
+    kinds: {layer: "input", "hidden", "attention" (logits) or "output"}. By
+      default, a layer with equally many activations at all widths is an output,
+      and any other layer is hidden. At several depths, all layers are hidden.
+    limits: {kind: (smallest, largest) slope that passes}, to replace LIMITS, or
       DEPTH_LIMITS.
-    axis: "width", or "depth" if that is what the numbers are.
-    on_width: called with each width when it is done.
+    axis: "width", or "depth" if `widths` are depths.
+    on_width: called with each width when its networks are trained.
 
   Returns:
-    A report; `.passed`, `.table()`, and the numbers.
+    A report with `.passed`, `.table()` and the measured numbers.
 
   Raises:
-    ValueError: less than two widths, no step that is judged, layers that not
-      all widths have (for depth: none that all have), or kinds of no such
-      layer or without limits.
+    ValueError: fewer than two widths; no step that is judged; a layer that some
+      widths lack (at several depths: no layer that all depths have); or `kinds`
+      with an unknown layer or a kind without limits.
+
+  Examples:
+    >>> import jax
+    >>> import mulo
+    >>> def init(key, width):
+    ...   return {"hidden": jax.random.normal(key, (4, width)),
+    ...           "output": jax.numpy.zeros((width, 4))}
+    >>> def apply_and_loss(params, key, width):
+    ...   x = jax.numpy.eye(4)  # the same batch for all keys
+    ...   hidden = x @ params["hidden"]
+    ...   logits = hidden @ params["output"]
+    ...   return ((logits - x)**2).mean(), {"hidden": hidden, "logits": logits}
+    >>> base = jax.eval_shape(lambda key: init(key, 8), jax.random.key(0))
+    >>> report = mulo.coord_check(
+    ...     init, apply_and_loss, mulo.scaling.mu_sgd(0.1, base),
+    ...     widths=(16, 64), steps=(2,))
+    >>> report.passed
+    True
   """
-  known = {**(DEPTH_LIMITS if axis == "depth" else LIMITS), **(limits or {})}
-  kinds = kinds or {}
+  all_limits = {
+      **(DEPTH_LIMITS if axis == "depth" else LIMITS), **(limits or {})}
   _check_numbers(widths, steps)
-  of_width = tx if not isinstance(tx, tuple) else lambda width: tx
-  runs, shapes = zip(*(_runner(
-      init, apply_and_loss, of_width(width), width, max(steps))
-                       for width in widths))
-  entries = [{name: x.size for name, x in found.items()} for found in shapes]
-  names = _common(entries, axis, kinds, known)
-  found = []
+  # `_runner` compiles nothing yet, so that errors of layers come early.
+  runs, shapes = zip(*(
+      _runner(init, apply_and_loss, tx, width, max(steps)) for width in widths))
+  kinds = _all_kinds(shapes, axis, kinds or {}, all_limits)
+  results = []
   for width, run in zip(widths, runs):
-    found.append(jax.tree.map(lambda *x: np.stack(x), *[
-        jax.device_get(run(jax.random.key(seed))) for seed in range(seeds)]))
+    results.append(_over_seeds(run, seeds))
     on_width(width)
-  loss = np.stack([x[0] for x in found])
-  change, size = ({name: np.stack([x[i][name] for x in found])
-                   for name in names} for i in (1, 2))
-  layers = {}
-  for name in names:
-    grows = axis == "depth" or len({x[name] for x in entries}) > 1
-    kind = kinds.get(name, "hidden" if grows else "output")
-    at = [t - 1 for t in steps]
-    layers[name] = Layer(
-        kind, known[kind], change[name][..., at],
-        size[name][..., [0, *steps]],
-        {t: fit(widths, change[name][..., t - 1]) for t in steps})
-  return CoordCheckReport(axis, tuple(widths), layers, loss)
+  losses, changes, sizes = zip(*results)
+  layers = {name: _layer(name, kind, all_limits[kind], widths, steps, changes,
+                         sizes) for name, kind in kinds.items()}
+  return CoordCheckReport(axis, tuple(widths), layers, np.stack(losses))
 
 
-def _check_numbers(widths, steps) -> None:
-  """Raises ValueError unless there is a slope, and a step that is judged."""
+def _over_seeds(run: Run, seeds: int) -> Any:
+  """Return the results of `run` for all seeds: numpy arrays [seeds, ...]."""
+  results = [jax.device_get(run(jax.random.key(seed))) for seed in range(seeds)]
+  return jax.tree.map(lambda *x: np.stack(x), *results)
+
+
+def _layer(name: str, kind: str, limits: tuple[float, float],
+           widths: Sequence[int], steps: Sequence[int],
+           changes: Sequence[Mapping[str, np.ndarray]],
+           sizes: Sequence[Mapping[str, np.ndarray]]) -> Layer:
+  """Return the result of one layer at the chosen steps.
+
+  Args:
+    name: the layer.
+    kind: see `Layer`.
+    limits: see `Layer`.
+    widths: see `coord_check`.
+    steps: see `coord_check`.
+    changes: by width: {layer: change after every step, [seeds, num_steps]}.
+    sizes: by width: {layer: size at the start and after every step,
+      [seeds, num_steps + 1]}.
+  """
+  change = np.stack([by_layer[name] for by_layer in changes])
+  size = np.stack([by_layer[name] for by_layer in sizes])
+  return Layer(
+      kind, limits, change[..., [t - 1 for t in steps]],
+      size[..., [0, *steps]],
+      {t: fit(widths, change[..., t - 1]) for t in steps})
+
+
+def _check_numbers(widths: Sequence[int], steps: Sequence[int]) -> None:
+  """Raise ValueError if no slope can be fitted or no step is judged."""
   if len(widths) < 2 or sorted(set(widths)) != list(widths):
     raise ValueError(f"widths must be at least two increasing numbers, got "
                      f"{list(widths)}.")
@@ -213,15 +261,28 @@ def _check_numbers(widths, steps) -> None:
                      f"{FIRST_JUDGED}, got {list(steps)}.")
 
 
-def _common(entries, axis, kinds, limits) -> list[str]:
-  """Layers that all sizes have; raises ValueError where they do not fit."""
-  names = [name for name in entries[0] if all(name in x for x in entries)]
+def _all_kinds(shapes: Sequence[Mapping[str, Any]], axis: str,
+               kinds: Mapping[str, str],
+               limits: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+  """Return {layer: kind} of the layers that all sizes have.
+
+  Args:
+    shapes: {layer: shape of its activations}, for each width or depth.
+    axis: see `coord_check`.
+    kinds: see `coord_check`.
+    limits: limits of all kinds.
+
+  Raises:
+    ValueError: see `coord_check`.
+  """
+  names = [name for name in shapes[0] if all(name in x for x in shapes)]
   if not names:
     raise ValueError("There is no layer that all sizes have, they have: "
-                     f"{[sorted(x) for x in entries]}.")
-  if axis == "width" and any(set(x) != set(names) for x in entries):
+                     f"{[sorted(x) for x in shapes]}.")
+  # Deeper networks have more layers; wider networks have the same ones.
+  if axis == "width" and any(set(x) != set(names) for x in shapes):
     raise ValueError("Not all widths have the same layers: "
-                     f"{[sorted(set(x) - set(names)) for x in entries]}.")
+                     f"{[sorted(set(x) - set(names)) for x in shapes]}.")
   for name, kind in kinds.items():
     if name not in names:
       raise ValueError(f"kinds has {name!r}, which is no layer that all sizes "
@@ -229,37 +290,59 @@ def _common(entries, axis, kinds, limits) -> list[str]:
     if kind not in limits:
       raise ValueError(f"kinds says {kind!r} of {name}, a kind without limits; "
                        f"with limits are {', '.join(limits)}.")
-  return names
+  # Outputs have as many activations at all widths; hidden layers have more in
+  # wider networks.
+  grows = {name: len({x[name].size for x in shapes}) > 1 for name in names}
+  return {name: kinds.get(
+      name, "hidden" if axis == "depth" or grows[name] else "output")
+          for name in names}
 
 
-def _runner(init, apply_and_loss, tx, width, num_steps):
-  """(`(key) -> (losses, changes, sizes)` of one run, shapes of the layers)."""
-  tx = optax.with_extra_args_support(tx)
+def _mean_abs(x: jax.Array) -> jax.Array:
+  return jnp.mean(jnp.abs(x.astype(jnp.float32)))
+
+
+def _runner(init: Init, apply_and_loss: ApplyAndLoss,
+            tx: optax.GradientTransformation | OfWidth, width: int,
+            num_steps: int) -> tuple[Run, dict[str, Any]]:
+  """Return a compiled training run, and the shapes of the activations.
+
+  Returns:
+    (run, {layer: shape}). `run(key)` returns the losses [num_steps], the
+    changes {layer: [num_steps]} and the sizes {layer: [num_steps + 1]}.
+  """
+  # A GradientTransformation is a tuple; a function of the width is not.
+  optimizer = optax.with_extra_args_support(
+      tx if isinstance(tx, tuple) else tx(width))
+  # Key of the batch on which activations are measured, at all steps.
   probe = jax.random.fold_in(jax.random.key(0), 2**31)
-  mean = lambda x: jnp.mean(jnp.abs(x.astype(jnp.float32)))
 
-  def run(key):
+  def layers_of(params: Any) -> dict[str, jax.Array]:
+    return dict(apply_and_loss(params, probe, width)[1])
+
+  def run(key: jax.Array) -> tuple[jax.Array, Means, Means]:
     params = init(jax.random.fold_in(key, 0), width)
-    layers = lambda params: dict(apply_and_loss(params, probe, width)[1])
-    start = layers(params)
+    start = layers_of(params)
 
-    def step(carry, key):
+    def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[
+        tuple[Any, Any], tuple[jax.Array, Means, Means]]:
       params, state = carry
       loss, grads = jax.value_and_grad(
           lambda params: apply_and_loss(params, key, width)[0])(params)
-      updates, state = tx.update(grads, state, params, value=loss)
+      updates, state = optimizer.update(grads, state, params, value=loss)
       params = optax.apply_updates(params, updates)
-      now = layers(params)
-      change = jax.tree.map(lambda x, y: mean(x - y), now, start)
-      return (params, state), (loss, change, jax.tree.map(mean, now))
+      now = layers_of(params)
+      change = jax.tree.map(lambda x, y: _mean_abs(x - y), now, start)
+      return (params, state), (loss, change, jax.tree.map(_mean_abs, now))
 
     keys = jax.random.split(jax.random.fold_in(key, 1), num_steps)
     _, (loss, change, size) = jax.lax.scan(
-        step, (params, tx.init(params)), keys)
-    size = jax.tree.map(lambda x, y: jnp.concatenate([mean(x)[None], y]),
+        step, (params, optimizer.init(params)), keys)
+    # The size at the start goes first.
+    size = jax.tree.map(lambda x, y: jnp.concatenate([_mean_abs(x)[None], y]),
                         start, size)
     return loss, change, size
 
-  shapes = jax.eval_shape(lambda key: dict(apply_and_loss(
-      init(key, width), probe, width)[1]), jax.random.key(0))
+  shapes = jax.eval_shape(
+      lambda key: layers_of(init(key, width)), jax.random.key(0))
   return jax.jit(run), shapes

@@ -1,13 +1,13 @@
-"""Arrays from files of other projects, for `mulo.convert`.
+"""Read arrays from files of other projects, for `mulo.convert`.
 
-Two formats: safetensors, and the msgpack of flax.serialization, in which
-google/learned_optimization publishes its `theta.state`. The latter can nest and
-can announce any size, so the parser gets bounds on both.
+Two formats are known: safetensors, and the msgpack of flax.serialization, in
+which google/learned_optimization publishes its `theta.state`. msgpack can be
+nested to any depth and can announce any size, so the parser bounds both.
 """
 
 import math
 import os
-from typing import Any
+from typing import Any, Sized
 
 import ml_dtypes
 import numpy as np
@@ -19,33 +19,35 @@ DTYPES = {name: np.dtype(name) for name in (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64")} | {
         "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-ARRAY, SCALAR = 1, 3  # kinds of flax's extensions of msgpack; 2 is complex
+# Codes of flax's msgpack extensions. Code 2, complex numbers, is refused.
+ARRAY, SCALAR = 1, 3
 MAX_AXES = 16
-MAX_ENTRIES = 20000  # of maps and lists together
-MAX_NAME = 4096  # characters, of the names on the way to an array, joined
-# What learned_optimization has around a theta.
+MAX_ENTRIES = 20000  # of all maps and lists together
+MAX_NAME = 4096  # characters of a path to an array
+# Keys of the dict that learned_optimization wraps around a theta.
 CHECKPOINT = {"params", "gen_id", "step"}
 
 
-def read_arrays(name_or_path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays in a safetensors file or in one of flax.serialization.
+def read_arrays(name_or_path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Return the arrays in a safetensors or flax.serialization file.
 
   Args:
     name_or_path: a path, or hf://owner/name/file.
 
   Returns:
-    {names joined by "/": array}. What learned_optimization puts around a theta,
-    its step and identifier, is left out.
+    {path joined by "/": array}. A checkpoint of learned_optimization also
+    holds a step and an identifier, which are left out.
 
   Raises:
     FileNotFoundError: no such file.
-    ArtifactError: neither of the two formats, or a file beyond their bounds.
-    ImportError: the package msgpack or huggingface_hub is needed, and missing.
+    ArtifactError: neither of the two formats, or a file beyond the bounds.
+    ImportError: the package msgpack or huggingface_hub is needed but missing.
   """
   name = os.fspath(name_or_path)
   content = artifact_lib.read_bytes(
       hub.download(name) if hub.is_name(name) else name)
-  # Length of the header, and the header, JSON; no theta.state begins so.
+  # A safetensors file begins with the length of its header (8 bytes), and the
+  # header is JSON. No theta.state has "{" at this place.
   if content[8:9] == b"{":
     with artifact_lib.refusing(name):
       return artifact_lib.tensors(content)[0]
@@ -58,35 +60,46 @@ def read_arrays(name_or_path: str | os.PathLike) -> dict[str, np.ndarray]:
     return _flat(_unpack(msgpack, content))
 
 
-def _unpack(msgpack, content: bytes) -> Any:
-  """The tree in a msgpack file, of dicts, arrays and plain values."""
-  left = [MAX_ENTRIES]
+def _unpack(msgpack: Any, content: bytes) -> Any:
+  """Return the tree in a msgpack file: dicts, arrays and plain values.
 
-  def count(entries):
+  Args:
+    msgpack: the package.
+    content: bytes of the file.
+  """
+  left = [MAX_ENTRIES]  # a list, so that `count` can change the number
+
+  def count(entries: Sized) -> Sized:
     left[0] -= len(entries) + 1
     if left[0] < 0:
       raise artifact_lib.ArtifactError(
           f"it has more than {MAX_ENTRIES} entries.")
     return entries
 
-  # Lists take their memory when they are announced, so few may be long.
+  # The parser allocates a list as soon as its length is announced, so lists
+  # must be short. The only lists of such files are shapes.
   bounds: dict[str, Any] = dict(
       max_array_len=MAX_AXES, max_map_len=MAX_ENTRIES, list_hook=count,
       object_hook=count, max_str_len=MAX_NAME)
 
-  def extension(kind, data):
+  def extension(code: int, data: bytes) -> np.ndarray:
     count(())
-    if kind not in (ARRAY, SCALAR):
+    if code not in (ARRAY, SCALAR):
       raise artifact_lib.ArtifactError(
-          f"it has data of kind {kind}; arrays are of kind {ARRAY}.")
+          f"it has data of kind {code}; arrays are of kind {ARRAY}.")
     return _array(*msgpack.unpackb(data, raw=False, **bounds))
 
   return msgpack.unpackb(
       content, raw=False, ext_hook=extension, **bounds)
 
 
-def _array(shape, dtype, data) -> np.ndarray:
-  """An array as flax writes it."""
+def _array(shape: Any, dtype: Any, data: Any) -> np.ndarray:
+  """Return an array from the three values that flax writes for an array.
+
+  Raises:
+    ArtifactError: the values are not a shape, a known dtype and the number of
+      bytes that follows from shape and dtype.
+  """
   if not (isinstance(shape, list) and isinstance(data, bytes) and all(
       type(n) is int and 0 <= n <= artifact_lib.MAX_BYTES for n in shape)):
     raise artifact_lib.ArtifactError(f"an array has the shape {shape!r}.")
@@ -101,14 +114,15 @@ def _array(shape, dtype, data) -> np.ndarray:
   return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
 
 
-def _flat(tree) -> dict[str, np.ndarray]:
-  """{names joined by "/": array} of nested dicts."""
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+  """Return {path joined by "/": array} of nested dicts."""
   if isinstance(tree, dict) and "params" in tree and set(tree) <= CHECKPOINT:
     tree = tree["params"]
-  found: dict[str, np.ndarray] = {}
-  rest = [("", tree)]
-  while rest:
-    path, x = rest.pop()
+  arrays: dict[str, np.ndarray] = {}
+  # Not recursive: a hostile file may be nested deeper than Python's stack.
+  pending = [("", tree)]
+  while pending:
+    path, x = pending.pop()
     if isinstance(x, dict):
       for name, value in x.items():
         if not isinstance(name, str):
@@ -117,13 +131,13 @@ def _flat(tree) -> dict[str, np.ndarray]:
         if len(name) > MAX_NAME:
           raise artifact_lib.ArtifactError(
               f"it has a name of more than {MAX_NAME} characters.")
-        rest.append((name, value))
+        pending.append((name, value))
     elif isinstance(x, np.ndarray) or type(x) in (int, float):
-      if path in found or not path:
+      if path in arrays or not path:
         raise artifact_lib.ArtifactError(f"it has two arrays at {path!r}, or "
                                          "one without a name.")
-      found[path] = np.asarray(x)
+      arrays[path] = np.asarray(x)
     else:
       raise artifact_lib.ArtifactError(
           f"at {path!r} it has {type(x).__name__}, not an array.")
-  return dict(sorted(found.items()))
+  return dict(sorted(arrays.items()))

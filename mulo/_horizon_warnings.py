@@ -1,18 +1,24 @@
-"""Warnings where an optimizer is used far from what it was meta-trained on.
+"""Warnings where an optimizer is used far from its meta-training.
 
-That a learned optimizer works on wider networks is what muP is for, so width is
-warned of only where nobody has looked: WIDTH_FACTOR times the widest network of
-meta-training. No such rule carries it to longer runs: of any horizon beyond
-the longest episode one is warned. Batch sizes are recorded (`Artifact.trained`)
-but an optimizer cannot see them.
+Two kinds of use cause a warning:
+
+* Width: a network more than WIDTH_FACTOR times as wide as the widest network of
+  meta-training. muP is made for wider networks, but far wider networks have not
+  been tried.
+* Horizon: any run longer than the longest episode of meta-training. No method
+  like muP carries an optimizer to longer runs.
+
+Batch sizes are recorded (`Artifact.trained`), but an optimizer cannot see the
+batch size of a run.
 """
 
+from typing import Any
 import warnings
 
 import jax
 
 from learned_opt import artifact as artifact_lib
-from learned_opt.scaling import width
+from learned_opt.scaling import fan
 
 WIDTH_FACTOR = 64
 
@@ -22,15 +28,27 @@ class BeyondTrainingWarning(UserWarning):
 
 
 def _warn(message: str) -> None:
-  # At the caller of load or init. Python shows it once for each such line.
+  """Warn at the line that calls `load` or `init`.
+
+  Python shows a warning once for each such line. The stack is: this function,
+  `check_horizon` or `check_width`, `load` or `init`, the line.
+  """
   warnings.warn(
       f"{message} Filter mulo.BeyondTrainingWarning to silence this.",
       BeyondTrainingWarning, stacklevel=4)
 
 
-def check_horizon(artifact: artifact_lib.Artifact, name, num_steps) -> None:
-  """Warns if num_steps is known and more than the longest episode."""
+def check_horizon(artifact: artifact_lib.Artifact, name: Any, num_steps: Any
+                  ) -> None:
+  """Warn if num_steps is more than the longest episode of meta-training.
+
+  Args:
+    artifact: the optimizer.
+    name: name of the optimizer, for the message.
+    num_steps: planned number of steps; no warning if it is None or traced.
+  """
   trained = artifact.trained.horizon
+  # Under jit, num_steps may be a tracer, whose value is unknown.
   if trained is None or num_steps is None or isinstance(
       num_steps, jax.core.Tracer):
     return
@@ -39,36 +57,47 @@ def check_horizon(artifact: artifact_lib.Artifact, name, num_steps) -> None:
           f"told to take {num_steps}; compare it with a tuned AdamW.")
 
 
-def network_width(params, base_shapes) -> int:
-  """The longest axis that grows.
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Return {path: shape}."""
+  return {jax.tree_util.keystr(path): tuple(x.shape)
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
-  Without base_shapes nobody knows which do. Then it is the longest shorter
-  side of a matrix; the longer one may be that of inputs or a vocabulary.
+
+def network_width(params: Any, base_shapes: Any) -> int:
+  """Return the size of the largest axis that grows with width.
+
+  Without base_shapes, the growing axes are unknown. Each matrix then counts
+  with its second-largest axis, because the largest one may belong to the input
+  or to a vocabulary.
   """
-  shapes = lambda tree: {
-      jax.tree_util.keystr(path): tuple(x.shape)
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-  found, bases = shapes(params), shapes(base_shapes)
+  shapes, bases = _shapes(params), _shapes(base_shapes)
   if not bases:
-    return max((sorted(shape)[-2] for shape in found.values()
+    return max((sorted(shape)[-2] for shape in shapes.values()
                 if len(shape) > 1), default=0)
-  return max((shape[axis] for path, shape in found.items()
-              for axis in width.growing_axes(shape, bases.get(path, shape))),
+  # A parameter without a base shape is compared to itself: nothing grows.
+  return max((shape[axis] for path, shape in shapes.items()
+              for axis in fan.growing_axes(shape, bases.get(path, shape))),
              default=0)
 
 
-def check_width(artifact: artifact_lib.Artifact, name, params, base_shapes
-                ) -> None:
-  """Warns if a network is WIDTH_FACTOR times wider than any before.
+def check_width(artifact: artifact_lib.Artifact, name: Any, params: Any,
+                base_shapes: Any) -> None:
+  """Warn if a network is much wider than all networks of meta-training.
+
+  Args:
+    artifact: the optimizer.
+    name: name of the optimizer, for the message.
+    params: parameters of the network.
+    base_shapes: see `mulo.load`; None if unknown.
 
   Raises:
-    ValueError: a parameter's base shape has another number of axes.
+    ValueError: a parameter and its base shape differ in the number of axes.
   """
   trained = artifact.trained.widths
-  if trained is None:
+  if trained is None:  # the record has no widths
     return
-  found = network_width(params, base_shapes)
-  if found > WIDTH_FACTOR * trained[1]:
+  size = network_width(params, base_shapes)
+  if size > WIDTH_FACTOR * trained[1]:
     _warn(f"{name} was meta-trained on networks of width {trained[0]} to "
-          f"{trained[1]}, and this one has an axis of {found}, more than "
+          f"{trained[1]}, and this one has an axis of {size}, more than "
           f"{WIDTH_FACTOR} times as much; compare it with a tuned AdamW.")

@@ -9,25 +9,27 @@ from learned_opt import artifact as artifact_lib
 PREFIX = "hf://"
 FILE = "theta.safetensors"
 CARD = "README.md"
-# One part of a name. It does not begin with a dot, so none is ".." either.
+# One part of a name. A part cannot begin with a dot, so no part is "..".
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _HASH = re.compile(r"sha256 of the file\s*\|\s*([0-9a-fA-F]{64})\b")
 
 
 def is_name(name: str) -> bool:
-  """Whether a name means a repository, not a file."""
+  """Return whether a name means a repository, not a local file."""
   return name.startswith(PREFIX)
 
 
 def parse(name: str) -> tuple[str, str | None, str]:
-  """(owner/name, revision or None, file) of hf://owner/name[@revision][/file].
+  """Split hf://owner/name[@revision][/file].
+
+  Returns:
+    (owner/name, revision or None, file).
 
   Raises:
-    ArtifactError: another form, or characters that could lead out of the
-      folder of the cache.
+    ArtifactError: a name of another form, or with characters that could lead
+      out of the cache folder.
   """
-  rest, revision = name.removeprefix(PREFIX), None
-  parts = rest.split("/")
+  parts, revision = name.removeprefix(PREFIX).split("/"), None
   if len(parts) > 1 and "@" in parts[1]:
     parts[1], revision = parts[1].split("@", 1)
   for part in (*parts, *([] if revision is None else [revision])):
@@ -35,28 +37,29 @@ def parse(name: str) -> tuple[str, str | None, str]:
       raise artifact_lib.ArtifactError(
           f"{name!r} was refused: {part!r} cannot be a part of "
           "hf://owner/name[@revision][/file].")
-  if len(parts) < 2:
+  if len(parts) < 2:  # an owner without a name
     raise artifact_lib.ArtifactError(
         f"{name!r} was refused: it must be hf://owner/name[@revision][/file].")
   return "/".join(parts[:2]), revision, "/".join(parts[2:]) or FILE
 
 
 def download(name: str) -> pathlib.Path:
-  """The file on this machine, from the cache of huggingface_hub if it is there.
+  """Return the local path of a file; download the file if it is not cached.
 
-  Where the repository has a card, README.md, that gives hashes of files
-  ("sha256 of the file", as experiments/release.py writes), the file must have
-  one of them.
+  The repository's card, README.md, may list hashes of files ("sha256 of the
+  file", as experiments/release.py writes them). If the card lists any, the
+  file must have one of them.
 
   Args:
-    name: hf://owner/name for theta.safetensors, hf://owner/name/file for
-      another file; owner/name@revision for a branch, tag or commit.
+    name: hf://owner/name for the file theta.safetensors, or
+      hf://owner/name/file for another file. owner/name@revision means a branch,
+      a tag or a commit.
 
   Raises:
     ImportError: huggingface_hub is not installed.
-    ArtifactError: a name that makes no sense, a file outside of the cache, or
-      one with another hash.
-    OSError: whatever huggingface_hub says of network and repository.
+    ArtifactError: a malformed name, a file outside of the cache, or a file
+      whose hash is not on the card.
+    OSError: an error of the network or the repository, from huggingface_hub.
   """
   repository, revision, file = parse(name)
   try:
@@ -69,7 +72,8 @@ def download(name: str) -> pathlib.Path:
         ) from e
   cache = pathlib.Path(constants.HF_HUB_CACHE).resolve()
 
-  def fetch(file):
+  # A file of the cache may be a link, which could lead anywhere.
+  def fetch(file: str) -> pathlib.Path:
     path = pathlib.Path(huggingface_hub.hf_hub_download(
         repository, file, revision=revision, cache_dir=str(cache)))
     if not path.resolve().is_relative_to(cache):
@@ -82,13 +86,14 @@ def download(name: str) -> pathlib.Path:
   try:
     card = artifact_lib.read_bytes(fetch(CARD)).decode("utf-8", "replace")
   except errors.EntryNotFoundError as e:
+    # Offline, the card may exist without being in the cache.
     if isinstance(e, errors.LocalEntryNotFoundError):
-      raise  # offline, so nobody knows whether there is a card
+      raise
     return path
   hashes = {x.lower() for x in _HASH.findall(card)}
-  found = hashlib.sha256(artifact_lib.read_bytes(path)).hexdigest()
-  if hashes and found not in hashes:
+  file_hash = hashlib.sha256(artifact_lib.read_bytes(path)).hexdigest()
+  if hashes and file_hash not in hashes:
     raise artifact_lib.ArtifactError(
-        f"{name} was refused: its sha256 is {found}, its card says "
+        f"{name} was refused: its sha256 is {file_hash}, its card says "
         f"{', '.join(sorted(hashes))}.")
   return path

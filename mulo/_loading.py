@@ -1,10 +1,11 @@
-"""Reading trained optimizers, and what optax gets."""
+"""Read trained optimizers, and turn them into optax transformations."""
 
 import dataclasses
 import difflib
 import importlib.resources
+from importlib.resources import abc
 import os
-from typing import Any
+from typing import Any, Collection
 
 import jax
 import optax
@@ -18,25 +19,30 @@ from mulo import _hub as hub
 save = artifact_lib.write
 
 
-def _pretrained_folder():
+def _pretrained_folder() -> abc.Traversable:
   return importlib.resources.files("mulo") / "pretrained"
 
 
 def list_pretrained() -> list[str]:
-  """Names of the trained optimizers that come with this package."""
+  """Return the names of the trained optimizers in this package."""
   suffix = ".safetensors"
   return sorted(f.name.removesuffix(suffix)
                 for f in _pretrained_folder().iterdir()
                 if f.name.endswith(suffix))
 
 
-def read(name_or_path: str | os.PathLike) -> artifact_lib.Artifact:
-  """Reads and checks a trained optimizer.
+def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
+         ) -> artifact_lib.Artifact:
+  """Read and check a trained optimizer.
 
   Args:
     name_or_path: one of `list_pretrained()`, a path to a .safetensors file, or
-      "hf://owner/name" for theta.safetensors of that repository on Hugging Face
-      (`hub.download` knows more forms).
+      "hf://owner/name", which means theta.safetensors of this repository on
+      Hugging Face. "hf://owner/name@revision/file" gives a branch, tag or
+      commit, and another file.
+    trust: names of code, each as "package.module:make", that the file may give
+      as its optimizer or parametrization. Reading imports and runs this code.
+      Optimizers of this package and of entry points need no trust.
 
   Returns:
     An artifact with `.lopt`, `.theta`, `.settings`, `.parametrization`,
@@ -44,99 +50,169 @@ def read(name_or_path: str | os.PathLike) -> artifact_lib.Artifact:
 
   Raises:
     FileNotFoundError: neither a name nor a file.
-    ArtifactError: a file that is damaged, foreign or of a newer format.
-    ImportError: huggingface_hub is needed, and missing.
+    ArtifactError: a file that is damaged, of another format or of a newer
+      version, or that names code that is not in `trust`.
+    ImportError: huggingface_hub is needed but missing.
   """
   name = os.fspath(name_or_path)
   if hub.is_name(name):
-    return artifact_lib.read(hub.download(name))
+    return artifact_lib.read(hub.download(name), trust)
   known = list_pretrained()
   if name in known:
     with importlib.resources.as_file(
         _pretrained_folder() / f"{name}.safetensors") as path:
-      return artifact_lib.read(path)
+      return artifact_lib.read(path, trust)
   if not os.path.exists(name):
     close = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(
         f"{name!r} is neither a file nor a pretrained optimizer; pretrained: "
         f"{', '.join(known) or 'none'}.{hint}")
-  return artifact_lib.read(name)
+  return artifact_lib.read(name, trust)
 
 
-def load(name_or_path: str | os.PathLike, *, base_shapes: Any = None,
+def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
          learning_rate: float | optax.Schedule = 1.0,
          weight_decay: float = 0.0, num_steps: int | None = None,
          forward: bool = True, inference: dict[str, Any] | None = None,
-         **settings: Any) -> optax.GradientTransformationExtraArgs:
-  """A trained optimizer as an optax transformation.
+         trust: Collection[str] = (), **settings: Any
+         ) -> optax.GradientTransformationExtraArgs:
+  """Return a trained optimizer as an optax transformation.
 
   One step changes the parameters p by
-  `learning_rate * (update multiplier * learned update - weight_decay * p)`;
-  parameters of fewer than two axes are not decayed.
+  `learning_rate * (update_multiplier * learned_update - weight_decay * p)`.
+  Parameters with fewer than two axes are not decayed.
 
   Args:
     name_or_path: see `read`.
-    base_shapes: shapes of the parameters of the same network at any other
-      width, as `jax.eval_shape(init, key)` returns them. From the axes that
-      differ follows what muP needs to know (`mulo.scaling.describe` prints
-      it). Required unless the optimizer was meta-trained under the standard
+    base_shapes: parameter shapes of the same network built at another width,
+      as `jax.eval_shape(init, key)` returns them. mulo compares the shapes at
+      the two widths to see which axes grow; `mulo.scaling.describe` prints the
+      result.
+      Required unless the optimizer was meta-trained under the standard
       parametrization.
-    learning_rate: factor, or an optax schedule of it; 1 is what the optimizer
-      was meta-trained with.
-    weight_decay: see the formula. Not multiplied by the update multiplier.
-    num_steps: number of steps planned, for optimizers that use it, and to warn
-      where that is more than the optimizer was meta-trained for.
-    forward: whether the network multiplies what its readout computes by 1 /
-      inputs, as muP says. Else updates of the readout are multiplied, which
-      for a readout that starts at zero and an optimizer that is invariant to
-      the scale of gradients and parameters is the same.
-    inference: further arguments of `mulo.scaling.infer`: `overrides` for what
-      shapes do not tell (embeddings need none), `layout="out_in"` for
+    learning_rate: multiplier of the step, or an optax schedule of it. The
+      optimizer was meta-trained with 1.
+    weight_decay: see the formula; not scaled by the update multiplier.
+    num_steps: planned number of steps, for optimizers that use it. A number
+      beyond the horizon of meta-training causes a warning.
+    forward: True (default): your network already divides its output layer by
+      its fan-in. False: leave the network unchanged; the output layer's update
+      is scaled instead. The two are equivalent if the output layer starts at
+      zero and the optimizer is invariant to the scale of gradients and
+      parameters.
+    inference: further arguments of `mulo.scaling.infer`: `overrides` for roles
+      that shapes do not show (embeddings need none), `layout="out_in"` for
       equinox, `deeper_shapes` for layers stacked on a leading axis.
-    **settings: of the optimizer, instead of those it was meta-trained with:
-      `accumulator_dtype="bfloat16"` halves the state, `lowering` says how
-      the update is computed (`learned_opt.update.mlp`), and so does `recompute`.
+    trust: see `read`.
+    **settings: settings of the optimizer that replace those of meta-training.
+      `accumulator_dtype="bfloat16"` halves the state; `lowering` and
+      `recompute` choose how the update is computed, see
+      `learned_opt.update.mlp`.
 
   Returns:
-    A transformation; its `update` needs `params`. load warns of a horizon, and
-    `init` of a width, that is far from what the optimizer was meta-trained on
-    (`BeyondTrainingWarning`, see `mulo._horizon_warnings`).
+    A transformation whose `update` needs `params`. A horizon or a width far
+    beyond meta-training causes a `BeyondTrainingWarning`: `load` checks the
+    horizon, `init` the width.
 
   Raises:
     FileNotFoundError: see `read`.
-    ValueError: see `read`; a setting that the optimizer does not take or that
-      theta does not fit; or base_shapes are missing. `init` raises it if
-      they do not fit the parameters.
+    ValueError: see `read`; also a setting that the optimizer does not take or
+      that does not fit theta, or missing base_shapes. `init` raises ValueError
+      if base_shapes do not fit the parameters.
+
+  Examples:
+    >>> import jax
+    >>> import mulo
+    >>> import numpy as np
+    >>> def init(width):
+    ...   return {"hidden": np.ones((64, width), np.float32) / 8,
+    ...           "output": np.zeros((width, 64), np.float32)}
+    >>> params = init(64)
+    >>> tx = mulo.load("mulo-s", base_shapes=init(8), num_steps=1000)
+    >>> state = tx.init(params)
+    >>> grads = jax.tree.map(np.ones_like, params)
+    >>> updates, state = jax.jit(tx.update)(grads, state, params)
+    >>> jax.tree.map(np.shape, updates)
+    {'hidden': (64, 64), 'output': (64, 64)}
   """
-  artifact = read(name_or_path)
+  artifact = read(name_or_path, trust)
   if settings:
     artifact = dataclasses.replace(
         artifact, settings=artifact.settings | settings)
+  # Called here, not in a helper: the warning names the caller of `load`.
   horizon_warnings.check_horizon(artifact, name_or_path, num_steps)
+  tx = optax.chain(
+      *_learned_links(artifact, name_or_path, base_shapes, num_steps, forward,
+                      inference or {}),
+      *_decay_and_rate(weight_decay, learning_rate))
+  return _warning_of_width(tx, artifact, name_or_path, base_shapes)
+
+
+def _learned_links(
+    artifact: artifact_lib.Artifact, name: Any, base_shapes: Any,
+    num_steps: int | None, forward: bool, inference: dict[str, Any]
+    ) -> list[optax.GradientTransformationExtraArgs]:
+  """Return the learned update, and its multiplier if it needs one.
+
+  Args:
+    artifact: the trained optimizer.
+    name: its name, for the message.
+    base_shapes: see `load`.
+    num_steps: see `load`.
+    forward: see `load`.
+    inference: see `load`.
+
+  Raises:
+    ValueError: base_shapes are missing.
+  """
+  theta = jax.tree.map(jax.numpy.asarray, artifact.theta)
+  learned = artifact.lopt.opt_fn(theta, num_steps=num_steps)
   parametrization = parametrizations.get(artifact.parametrization)
-  links = [artifact.lopt.opt_fn(
-      jax.tree.map(jax.numpy.asarray, artifact.theta), num_steps=num_steps)]
-  if parametrization.needs_base_shapes:
-    if base_shapes is None:
-      raise ValueError(
-          f"{name_or_path} was meta-trained under {artifact.parametrization}: "
-          "load needs base_shapes, the parameter shapes of the same network "
-          "at another width. For a flax module Net(width), for example: "
-          "base_shapes=jax.eval_shape(Net(width=8).init, key, example_input).")
-    links.append(multipliers.scale_by_parametrization(
-        parametrization, base_shapes, forward=forward, **(inference or {})))
+  if not parametrization.needs_base_shapes:
+    return [learned]
+  if base_shapes is None:
+    raise ValueError(
+        f"{name} was meta-trained under {artifact.parametrization}: "
+        "load needs base_shapes, the parameter shapes of the same network "
+        "at another width. For a flax module Net(width), for example: "
+        "base_shapes=jax.eval_shape(Net(width=8).init, key, example_input).")
+  return [learned, multipliers.scale_by_parametrization(
+      parametrization, base_shapes, forward=forward, **inference)]
+
+
+def _decay_and_rate(weight_decay: Any, learning_rate: Any
+                    ) -> list[optax.GradientTransformation]:
+  """Return the links for weight decay and learning rate.
+
+  A number that changes nothing gets no link, which keeps the chain small. A
+  traced number or a schedule always gets a link.
+  """
+  links: list[optax.GradientTransformation] = []
   if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
-    links.append(optax.add_decayed_weights(-weight_decay, matrices))
+    # The sign: learned updates are added to the parameters.
+    links.append(optax.add_decayed_weights(-weight_decay, _is_matrix))
   if not (isinstance(learning_rate, (int, float)) and learning_rate == 1):
     links.append(
         optax.scale_by_learning_rate(learning_rate, flip_sign=False))
-  tx = optax.chain(*links)
-  grows = base_shapes if parametrization.needs_base_shapes else None
+  return links
 
-  def init(params):
-    horizon_warnings.check_width(artifact, name_or_path, params, grows)
+
+def _is_matrix(params: Any) -> Any:
+  """Return a tree like `params`: whether each has two axes or more."""
+  return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def _warning_of_width(
+    tx: optax.GradientTransformationExtraArgs, artifact: artifact_lib.Artifact,
+    name: Any, base_shapes: Any) -> optax.GradientTransformationExtraArgs:
+  """Return `tx` with an `init` that warns of unusual widths."""
+  parametrization = parametrizations.get(artifact.parametrization)
+  # Without multipliers, `load` ignores base_shapes, and so does the warning.
+  bases = base_shapes if parametrization.needs_base_shapes else None
+
+  def init(params: optax.Params) -> optax.OptState:
+    horizon_warnings.check_width(artifact, name, params, bases)
     return tx.init(params)
 
   return optax.GradientTransformationExtraArgs(init, tx.update)

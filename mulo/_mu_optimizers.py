@@ -1,6 +1,7 @@
-"""Optimizers of optax under a parametrization, to be used from `mulo.scaling`.
+"""Optimizers of optax under a parametrization; public as `mulo.scaling`.
 
-`infer` and `multipliers` below are `mulo.scaling.infer` and `mulo.scaling.multipliers`.
+In docstrings, `infer` and `multipliers` are `mulo.scaling.infer` and
+`mulo.scaling.multipliers`.
 """
 
 import functools
@@ -24,11 +25,11 @@ def scale_gradients(base_shapes: Any, *,
                     forward: bool = False,
                     inference: Mapping[str, Any] | None = None
                     ) -> optax.GradientTransformationExtraArgs:
-  """Brings gradients to the size that they have at the base width.
+  """Rescale gradients to their expected magnitude at the base width.
 
-  That is, to what the parametrization says of it; "standard" says nothing. In
-  front of an optimizer with epsilons, or with any other constant that is
-  compared with gradients, it makes these mean the same at all widths:
+  Put the transformation in front of an optimizer with epsilons, or with other
+  constants that are compared with gradients. The constants then have the same
+  effect at all widths. Under "standard" the transformation does nothing.
 
       tx = optax.chain(
           mulo.scaling.scale_gradients(base),
@@ -37,20 +38,33 @@ def scale_gradients(base_shapes: Any, *,
   Args:
     base_shapes: see `infer`.
     parametrization: see `multipliers`.
-    forward: see `multipliers`; the same as for `mulo.load`, where it is True by
-      default.
+    forward: see `multipliers`. Give `mulo.load` the same value.
     inference: further arguments of `infer`.
 
   Returns:
-    A stateless transformation; its `init` raises what `infer` does.
+    A stateless transformation. Its `init` raises the errors of `infer`.
 
   Raises:
     ValueError: an unknown parametrization.
+
+  Examples:
+    Under muP, gradients of this matrix fall as 1 / width:
+
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> init = lambda width: {"readin": jnp.ones((8, width))}
+    >>> params, base = init(64), init(16)
+    >>> tx = mulo.scaling.scale_gradients(base, inference={"readout": False})
+    >>> grads = {"readin": jnp.full((8, 64), 0.25)}
+    >>> updates, _ = tx.update(grads, tx.init(params))
+    >>> float(updates["readin"][0, 0])
+    1.0
   """
-  rule = parametrizations.find(parametrization)
+  mults_of = functools.partial(
+      multipliers_lib.relative, parametrizations.find(parametrization),
+      forward=forward)
   return multipliers_lib.scale_by_role(
-      lambda info: 1 / multipliers_lib.relative(
-          rule, info, forward=forward).gradient, base_shapes,
+      lambda info: 1 / mults_of(info).gradient, base_shapes,
       **(inference or {}))
 
 
@@ -60,87 +74,114 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
        parametrization: str | base.Parametrization = "mup",
        forward: bool = False, inference: Mapping[str, Any] | None = None
        ) -> optax.GradientTransformationExtraArgs:
-  """An optimizer with the learning rates and decays of a parametrization.
+  """Put an optimizer of optax under a parametrization.
 
-      tx = mulo.scaling.mu(optax.scale_by_adan(), 3e-3, base)
-
-  The optimizer sees gradients of the size that they have at the base width.
-  That leaves its epsilons their meaning, and what is linear in gradients, as
-  momentum is, needs the same factors as what does not depend on their size.
+  The optimizer receives gradients rescaled to their expected magnitude at the
+  base width. Epsilons therefore keep their meaning, and momentum SGD and Adam
+  can share one set of multipliers.
 
   Args:
-    core: a `scale_by_...` of optax: without learning rate and decay, its
-      updates not yet negated. Not one that reads the size of parameters (LAMB,
-      Prodigy), the loss or its curvature (Polyak, Sophia, L-BFGS), or a norm
-      over all parameters (clipping by it).
-    learning_rate: what was tuned at the base width, or a schedule.
+    core: a `scale_by_...` of optax: no learning rate, no decay, updates not
+      negated. It must not depend on the size of parameters (LAMB, Prodigy), the
+      loss or its curvature (Polyak, Sophia, L-BFGS), or a global norm.
+    learning_rate: number or schedule, tuned at the base width.
     base_shapes: see `infer`.
-    spectral: False if entries of updates are of a size that does not depend on
-      width, as those of Adam, or of SGD under gradients as above. True if for
-      matrices singular values are, as those of Shampoo with a fourth root for
-      each side, or of Muon (for which there is `mu_muon`); for vectors, which
-      are biases and gains, entries then as well.
-    weight_decay: at the base width; times the learning rate. Vectors do not
-      decay.
-    kappa: each step takes a part of matrices with a growing number of inputs
-      that falls as width**-kappa: 0 (the part does not depend on width), 1/2,
-      or 1 (one weight_decay for all, times learning rates that fall).
+    spectral: False if the size of an update's entries does not depend on width,
+      as in Adam, or in SGD on rescaled gradients. True if the size of a matrix
+      update's singular values does not, as in Muon (see `mu_muon`) or Shampoo
+      with a fourth root per side; updates of vectors are then as in Adam.
+    weight_decay: tuned at the base width; multiplied by the learning rate.
+      Vectors do not decay.
+    kappa: one step shrinks a hidden or output matrix by a fraction proportional
+      to fan_in**-kappa. 0: the fraction does not depend on width. 1/2: as Fan
+      et al. propose. 1: it falls like muP's learning rate.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
     inference: further arguments of `infer`.
 
   Returns:
-    A transformation; its `init` raises what `infer` does.
+    A transformation. Its `init` raises the errors of `infer`.
 
   Raises:
-    ValueError: an unknown parametrization; spectral, and one without a rule
-      for width.
+    ValueError: an unknown parametrization; or spectral, and the parametrization
+      has no multipliers for width.
 
   Reference:
     Yang et al., 2022, https://arxiv.org/abs/2203.03466; spectral: Yang et al.,
     2023, https://arxiv.org/abs/2310.17813; kappa: Fan et al., 2025,
     https://arxiv.org/abs/2510.15262.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> import optax
+    >>> init = lambda n: {"in": jnp.ones((8, n)), "out": jnp.ones((n, 4))}
+    >>> params, base = init(64), init(16)
+    >>> tx = mulo.scaling.mu(optax.scale_by_sign(), 0.5, base)
+    >>> updates, _ = tx.update(params, tx.init(params))
+    >>> {name: float(u[0, 0]) for name, u in updates.items()}
+    {'in': -0.5, 'out': -0.125}
   """
-  rule = parametrizations.find(parametrization)
-  if spectral and not rule.needs_base_shapes:
-    raise ValueError("Optimizers such as Muon need a parametrization with a "
-                     f"rule for width, got {parametrization!r}.")
   inference = inference or {}
-  of = functools.partial(
-      multipliers_lib.relative, rule, forward=forward, kappa=kappa)
+  resolved = parametrizations.find(parametrization)
+  if spectral and not resolved.needs_base_shapes:
+    raise ValueError("Optimizers such as Muon need a parametrization with "
+                     "multipliers for width, such as 'mup', got "
+                     f"{parametrization!r}.")
+  mults_of = functools.partial(
+      multipliers_lib.relative, resolved, forward=forward, kappa=kappa)
 
-  def of_update(info):
-    if not spectral or info.role == "vector":
-      return of(info).update
-    # Where singular values stay, entries fall by the root of this.
-    entries = multipliers_lib.ratio_in(info) * multipliers_lib.ratio_out(info)
-    return entries**0.5 * of(info).update
+  def update_mult(info: ParamInfo) -> float:
+    mult = mults_of(info).update
+    return mult * _singular_value(info) if spectral else mult
 
-  links = [scale_gradients(base_shapes, parametrization=parametrization,
-                           forward=forward, inference=inference), core,
-           multipliers_lib.scale_by_role(of_update, base_shapes, **inference)]
+  def decay_mult(info: ParamInfo) -> float:
+    return weight_decay * mults_of(info).decay * mults_of(info).update
+
+  links: list[optax.GradientTransformation] = [
+      scale_gradients(base_shapes, parametrization=parametrization,
+                      forward=forward, inference=inference), core,
+      multipliers_lib.scale_by_role(update_mult, base_shapes, **inference)]
   if not _is_zero(weight_decay):
-    decays = lambda params: multipliers_lib.map_roles(
-        lambda info: weight_decay * of(info).decay * of(info).update, params,
-        base_shapes, **inference)
-    links.append(_add_decay(decays))
+    links.append(_add_decay(functools.partial(
+        multipliers_lib.map_roles, decay_mult, base_shapes=base_shapes,
+        **inference)))
   return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
 
 
+def _singular_value(info: ParamInfo) -> float:
+  """Return the singular value of a matrix of ones over that at the base width.
+
+  `Multipliers.update` is for updates with entries of size 1, and this number
+  converts it to updates with singular values of size 1. It is 1 for vectors.
+  """
+  if info.role == "vector":
+    return 1.0
+  size = multipliers_lib.ratio_in(info) * multipliers_lib.ratio_out(info)
+  return float(size**0.5)
+
+
 def _is_zero(x: Any) -> bool:
-  """Whether it is the number 0; what `inject_hyperparams` traces is not."""
+  """Return True for the number 0, and False for a traced hyperparameter.
+
+  `optax.inject_hyperparams` traces hyperparameters, so that their values are
+  not known here.
+  """
   return isinstance(x, (int, float)) and x == 0
 
 
-def _add_decay(decays: Callable) -> optax.GradientTransformation:
-  """Adds each parameter times its own factor, those of `decays(params)`."""
+def _add_decay(mults_of: Callable[[optax.Params], Any]
+               ) -> optax.GradientTransformation:
+  """Add `mult * parameter` to each update, with `mults_of(params)` a tree."""
 
-  def update(updates, state, params=None):
+  def update(updates: optax.Updates, state: optax.OptState,
+             params: optax.Params | None = None
+             ) -> tuple[optax.Updates, optax.OptState]:
     if params is None:
       raise ValueError("Weight decay reads the parameters: call "
                        "update(grads, state, params).")
-    return jax.tree.map(lambda u, p, decay: u + (decay * p).astype(u.dtype),
-                        updates, params, decays(params)), state
+    return jax.tree.map(lambda u, p, mult: u + (mult * p).astype(u.dtype),
+                        updates, params, mults_of(params)), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -152,21 +193,32 @@ def mu_adamw(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
              forward: bool = False,
              inference: Mapping[str, Any] | None = None
              ) -> optax.GradientTransformationExtraArgs:
-  """AdamW with the learning rates, epsilons and decays of a parametrization.
+  """Return AdamW with hyperparameters that transfer from the base width.
 
-  At the base shapes it is `optax.adamw`, but that vectors do not decay.
+  At the base shapes this is `optax.adamw` without decay of vectors.
 
   Args:
     learning_rate: see `mu`.
     base_shapes: see `infer`.
     b1: decay of the first moment.
     b2: decay of the second moment.
-    eps: at the base width; scaled as gradients are.
+    eps: epsilon at the base width; its effect is the same at all widths.
     weight_decay: see `mu`.
     kappa: see `mu`.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
     inference: further arguments of `infer`.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> init = lambda n: {"in": jnp.ones((8, n)), "out": jnp.ones((n, 4))}
+    >>> params, base = init(64), init(16)
+    >>> tx = mulo.scaling.mu_adamw(0.5, base)
+    >>> updates, _ = jax.jit(tx.update)(params, tx.init(params))
+    >>> {name: round(float(u[0, 0]), 3) for name, u in updates.items()}
+    {'in': -0.5, 'out': -0.125}
   """
   return mu(
       optax.scale_by_adam(b1, b2, eps), learning_rate, base_shapes,
@@ -181,7 +233,26 @@ def mu_sgd(learning_rate: Rate, base_shapes: Any, *, momentum: float = 0.0,
            forward: bool = False,
            inference: Mapping[str, Any] | None = None
            ) -> optax.GradientTransformationExtraArgs:
-  """SGD; arguments as in `mu_adamw`, and momentum as in `optax.sgd`."""
+  """Return SGD with hyperparameters that transfer from the base width.
+
+  Arguments that are not listed are those of `mu_adamw`.
+
+  Args:
+    momentum: see `optax.sgd`.
+    nesterov: see `optax.sgd`.
+
+  Examples:
+    Under muP, gradients of "in" fall as 1 / width. Here all gradients are 1:
+
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> init = lambda n: {"in": jnp.ones((8, n)), "out": jnp.ones((n, 4))}
+    >>> params, base = init(64), init(16)
+    >>> tx = mulo.scaling.mu_sgd(0.5, base)
+    >>> updates, _ = tx.update(params, tx.init(params))
+    >>> {name: float(u[0, 0]) for name, u in updates.items()}
+    {'in': -2.0, 'out': -0.125}
+  """
   core = optax.identity() if _is_zero(momentum) else optax.trace(
       momentum, nesterov)
   return mu(
@@ -196,7 +267,24 @@ def mu_lion(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
             forward: bool = False,
             inference: Mapping[str, Any] | None = None
             ) -> optax.GradientTransformationExtraArgs:
-  """Lion; arguments as in `mu_adamw`, see `optax.lion`."""
+  """Return Lion with hyperparameters that transfer from the base width.
+
+  Arguments that are not listed are those of `mu_adamw`.
+
+  Args:
+    b1: see `optax.lion`.
+    b2: see `optax.lion`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> init = lambda n: {"in": jnp.ones((8, n)), "out": jnp.ones((n, 4))}
+    >>> params, base = init(64), init(16)
+    >>> tx = mulo.scaling.mu_lion(0.5, base)
+    >>> updates, _ = tx.update(params, tx.init(params))
+    >>> {name: float(u[0, 0]) for name, u in updates.items()}
+    {'in': -0.5, 'out': -0.125}
+  """
   return mu(
       optax.scale_by_lion(b1, b2), learning_rate, base_shapes,
       weight_decay=weight_decay, parametrization=parametrization,
@@ -211,23 +299,27 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
             forward: bool = False,
             inference: Mapping[str, Any] | None = None
             ) -> optax.GradientTransformationExtraArgs:
-  """Muon for hidden matrices, AdamW for all else.
+  """Return Muon for hidden matrices and AdamW for all other parameters.
 
-  Updates of hidden matrices are orthogonal ones times sqrt(outputs / inputs)
-  (at the base width times sqrt(max(1, outputs / inputs)), as in optax), each
-  layer or expert of a stack by itself. That holds under parametrizations whose
-  updates of hidden matrices are as 1 / inputs, as those of `mup` are; what
-  others have besides is on Muon's updates, too.
+  The update of a hidden matrix, with O its orthogonalised momentum, is
+
+      -learning_rate * c * sqrt(r_in * r_out) * Multipliers.update * O
+      c = sqrt(max(1, fan_out / fan_in)) at the base width
+
+  where r_in and r_out are fan-in and fan-out over their values at the base
+  width. Under "mup", sqrt(r_in * r_out) * Multipliers.update is sqrt(r_out /
+  r_in). At the base width the update is that of `optax.contrib.muon`. Each
+  index of a stack (layers, experts) has its own O.
 
   Args:
-    learning_rate: of hidden matrices, tuned at the base width.
+    learning_rate: for hidden matrices; see `mu`.
     base_shapes: see `infer`.
     beta: see `optax.contrib.muon`.
     eps: see `mu_adamw`.
     ns_steps: see `optax.contrib.muon`.
     weight_decay: see `mu`.
     kappa: see `mu`.
-    adam_learning_rate: of all else; by default the same.
+    adam_learning_rate: for all other parameters; default: learning_rate.
     adam_b1: see `mu_adamw`.
     adam_b2: see `mu_adamw`.
     parametrization: see `multipliers`.
@@ -235,48 +327,65 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
     inference: further arguments of `infer`.
 
   Returns:
-    A transformation; its `init` raises ValueError where shapes leave open what
-    the rows and columns of a hidden parameter are.
+    A transformation. Its `update` raises ValueError if shapes leave open the
+    rows and columns of a hidden parameter.
 
   Raises:
-    ValueError: a parametrization without a rule for width.
+    ValueError: a parametrization without multipliers for width.
 
   Reference:
     Jordan et al., 2024, https://kellerjordan.github.io/posts/muon; Yang et al.,
     2023, https://arxiv.org/abs/2310.17813 (sizes of updates).
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> init = lambda n: {"hidden": jnp.eye(n), "out": jnp.ones((n, 4))}
+    >>> params, base = init(64), init(16)
+    >>> tx = mulo.scaling.mu_muon(0.02, base, adam_learning_rate=3e-3)
+    >>> jax.eval_shape(tx.update, params, tx.init(params))[0]["hidden"].shape
+    (64, 64)
   """
   inference = dict(inference or {})
-  # Each of the two sees a part of the parameters only.
-  part = inference | {"readout": False}
+  # Muon and Adam each see some of the parameters; the readout may be missing.
+  masked = inference | {"readout": False}
   common: dict[str, Any] = dict(
       weight_decay=weight_decay, parametrization=parametrization,
-      forward=forward, kappa=kappa, inference=part)
-
-  def aspect(info):
-    before = info._replace(shape=info.base_shape)
-    return max(1, before.fan_out / before.fan_in)**0.5
-
-  label = lambda info: "muon" if info.role == "hidden" else "adam"
-  by = lambda of, **settings: lambda tree: multipliers_lib.map_roles(
-      of, tree, base_shapes, **(inference | settings))
+      forward=forward, kappa=kappa, inference=masked)
+  map_roles = functools.partial(
+      multipliers_lib.map_roles, base_shapes=base_shapes)
+  muon = optax.chain(
+      optax.contrib.scale_by_muon(
+          ns_steps=ns_steps, beta=beta, eps=eps,
+          weight_dimension_numbers=functools.partial(
+              map_roles, _rows_and_columns, **masked)),
+      multipliers_lib.scale_by_role(_base_aspect, base_shapes, **masked))
+  adam = optax.scale_by_adam(adam_b1, adam_b2, eps)
+  if adam_learning_rate is None:
+    adam_learning_rate = learning_rate
   return optax.partition(
-      {"muon": mu(
-          optax.chain(
-              optax.contrib.scale_by_muon(
-                  ns_steps=ns_steps, beta=beta, eps=eps,
-                  weight_dimension_numbers=by(_rows_and_columns, **part)),
-              multipliers_lib.scale_by_role(aspect, base_shapes, **part)),
-          learning_rate, base_shapes, spectral=True, **common),
-       "adam": mu(
-           optax.scale_by_adam(adam_b1, adam_b2, eps),
-           learning_rate if adam_learning_rate is None else adam_learning_rate,
-           base_shapes, **common)}, by(label))
+      {"muon": mu(muon, learning_rate, base_shapes, spectral=True, **common),
+       "adam": mu(adam, adam_learning_rate, base_shapes, **common)},
+      functools.partial(map_roles, _muon_or_adam, **inference))
+
+
+def _muon_or_adam(info: ParamInfo) -> str:
+  """Return the name of the optimizer of one parameter."""
+  return "muon" if info.role == "hidden" else "adam"
+
+
+def _base_aspect(info: ParamInfo) -> float:
+  """Return Muon's multiplier for the shape of a matrix, at the base width."""
+  at_base = info._replace(shape=info.base_shape)
+  return float(max(1, at_base.fan_out / at_base.fan_in)**0.5)
 
 
 def _rows_and_columns(info: ParamInfo) -> optax.contrib.MuonDimensionNumbers:
-  """What `optax.contrib.muon` has to know; raises ValueError if it is open."""
+  """Return the axes for Muon; raise ValueError if shapes leave them open."""
   if info.open:
     raise ValueError(
-        f"Of a hidden parameter that counts as {info.shape} it is open "
-        f"{info.open}, and Muon has to know: declare the axes in overrides.")
+        f"A hidden parameter of canonical shape {info.shape} leaves open "
+        f"{info.open}. Muon needs its rows and columns: declare the axes in "
+        "overrides.")
   return optax.contrib.MuonDimensionNumbers(info.inputs, info.outputs)

@@ -1,4 +1,9 @@
-"""Weights published elsewhere, as artifacts."""
+"""Turn weights that other projects published into artifacts.
+
+A published layout is the set of names under which a project stores its theta,
+with the shapes of the arrays. (In `learned_opt.scaling`, "layout" is the order
+of a kernel's axes.)
+"""
 
 from typing import Any, Mapping, NamedTuple
 
@@ -10,16 +15,20 @@ from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 from learned_opt.update import velo_features
 
+Shape = tuple[int, ...]
 
-class Layout(NamedTuple):
-  """Where the arrays of a theta are in files of others.
+
+class PublishedLayout(NamedTuple):
+  """Names and shapes of a theta's arrays in the files of another project.
 
   Attributes:
-    optimizer: name of ours.
-    names: {name of ours: names of theirs}; several are blocks of rows.
-    sizes: {setting: (name of theirs, axis)}, settings that shapes show.
-    transposed: whether matrices are, as in torch.
-    arguments: arrays of theta that are not in such files.
+    optimizer: name of this project's optimizer.
+    names: {path in theta: published names}. Several published names are blocks
+      of rows of one array.
+    sizes: {setting: (published name, axis)}, settings that are the size of an
+      axis.
+    transposed: whether published matrices are transposed, as in torch.
+    arguments: paths in theta whose arrays are not in the files.
   """
 
   optimizer: str
@@ -32,50 +41,64 @@ class Layout(NamedTuple):
 _DECAYS = ("momentum_decays", "rms_decays", "adafactor_decays")
 
 
-def _layers(weight: str, bias: str, layers: tuple) -> dict:
-  """{w0: ..., b0: ...} of the layers of an MLP."""
+def _layers(weight: str, bias: str, layers: tuple[int | str, ...]
+            ) -> dict[str, tuple[str, ...]]:
+  """Return the names of an MLP's layers.
+
+  Args:
+    weight: published name of a weight matrix, with {} for the layer.
+    bias: published name of a bias, with {} for the layer.
+    layers: published names of the layers, in order.
+
+  Returns:
+    {"w0": (name,), "b0": (name,), "w1": ...}, by path in theta.
+  """
   return {f"{kind}{i}": (name.format(layer),)
           for kind, name in (("w", weight), ("b", bias))
           for i, layer in enumerate(layers)}
 
 
-def _first_in_blocks() -> dict:
-  """An MLP whose first layer is in blocks, one for each group of features."""
+def _first_in_blocks() -> dict[str, tuple[str, ...]]:
+  """Return the names of an MLP whose w0 is published in blocks of rows.
+
+  Each group of features has one block, named w0__0, w0__1, ...
+  """
   prefix = "ff_mod_stack/~/"
   names = _layers(prefix + "w{}", prefix + "b{}", (0, 1, 2))
   return names | {"w0": tuple(
       f"{prefix}w0__{i}" for i in range(len(velo_features.GROUP_SIZES)))}
 
 
-def _hyper_v2() -> dict:
+def _hyper_v2() -> dict[str, tuple[str, ...]]:
+  """Return the names of VeLO: a bank of MLPs, dense layers and an LSTM."""
   dense = {"mixing/unused": "linear", "mixing/shared": "linear_1",
            "mixing/own": "linear_2", "lstm": "rnn/linear",
            "controls": "rnn_to_controls", "step_size": "step_size"}
   return {
-      **{f"bank/{ours}": names for ours, names in _first_in_blocks().items()},
-      **{f"{ours}/{kind}": (f"rnn_params/{theirs}/{kind}",)
-         for ours, theirs in dense.items() for kind in "wb"},
+      **{f"bank/{path}": names for path, names in _first_in_blocks().items()},
+      **{f"{path}/{kind}": (f"rnn_params/{name}/{kind}",)
+         for path, name in dense.items() for kind in "wb"},
       **{f"initial/{name}": (f"lstm_init_state/{name}",)
          for name in ("hidden", "cell")}}
 
 
 LAYOUTS = {
-    "learned_optimization/mlp_lopt": Layout(
+    "learned_optimization/mlp_lopt": PublishedLayout(
         "mlp_lopt", _layers(
             "mlp/~/linear_{}/w", "mlp/~/linear_{}/b", (0, 1, 2)),
         {"hidden": ("mlp/~/linear_0/b", 0)}),
-    "learned_optimization/adafac_mlp_lopt": Layout(
+    "learned_optimization/adafac_mlp_lopt": PublishedLayout(
         "adafac_mlp", _layers("nn/~/w{}", "nn/~/b{}", (0, 1, 2)) | {
             name: (name,) for name in _DECAYS},
         {"hidden": ("nn/~/b0", 0)}),
-    "learned_optimization/hyper_v2": Layout(
+    "learned_optimization/hyper_v2": PublishedLayout(
         "velo", _hyper_v2(),
         {"lstm_hidden": ("rnn_params/step_size/w", 0),
          "bank": ("rnn_params/rnn_to_controls/b", 0),
          "hidden": ("ff_mod_stack/~/b0", 1)}),
-    "celo2": Layout(
+    "celo2": PublishedLayout(
         "celo2", _first_in_blocks(), {"hidden": ("ff_mod_stack/~/b0", 0)}),
-    "pylo/meta_mlp": Layout(
+    "pylo/meta_mlp": PublishedLayout(
         "adafac_mlp", _layers(
             "network.{}.weight", "network.{}.bias",
             ("input", "linear_0", "output")),
@@ -85,10 +108,10 @@ LAYOUTS = {
 @artifact_lib.refusing("What convert was given")
 def convert(flat_arrays: Mapping[str, Any], layout: str, *,
             parametrization: str = "standard", licence: str = "unknown",
-            **settings) -> artifact_lib.Artifact:
-  """An artifact from arrays in a published layout.
+            **settings: Any) -> artifact_lib.Artifact:
+  """Return an artifact made from arrays in a published layout.
 
-  Layouts, optimizers of ours, and names of arrays:
+  Published layouts, with the optimizer of this project and the array names:
 
   * "learned_optimization/mlp_lopt", mlp_lopt: w and b of mlp/~/linear_0,
     linear_1 and linear_2.
@@ -99,84 +122,95 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     (shared), linear_2 (own), rnn/linear (lstm), rnn_to_controls and step_size;
     lstm_init_state/hidden and cell.
   * "celo2", celo2: ff_mod_stack/~/... as for hyper_v2.
-  * "pylo/meta_mlp", adafac_mlp: network.input.weight is w0 transposed, as torch
-    has it, network.input.bias b0; network.linear_0 has w1 and b1,
-    network.output w2 and b2.
+  * "pylo/meta_mlp", adafac_mlp: network.input.weight (w0, transposed as in
+    torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
+    network.output holds w2 and b2.
 
-  PyLO has the learned decays in its code, not in its files: give them as
-  momentum_decays, rms_decays and adafactor_decays, the residuals that its
-  optimizers take by these names. The defaults of PyLO's MuLO belong to the
-  weights btherien/mulo: (0.15216392, 0.14245212, 0.06812963), (0.01079706,)
-  and (0.18621896, -0.10864615, -0.06185547), with step_mult=0.01 and
-  parametrization="mup".
+  PyLO has the learned decays in its code, not in its files. Pass the decays as
+  the settings momentum_decays, rms_decays and adafactor_decays: the residuals
+  that PyLO's optimizers take by these names. The defaults of PyLO's MuLO belong
+  to the weights btherien/mulo: (0.15216392, 0.14245212, 0.06812963),
+  (0.01079706,) and (0.18621896, -0.10864615, -0.06185547), with step_mult=0.01
+  and parametrization="mup".
 
   Args:
-    flat_arrays: {name in that layout: array}.
-    layout: see above.
-    parametrization: what the weights were meta-trained under, "standard" or
-      "mup".
-    licence: of the weights, an SPDX identifier.
+    flat_arrays: {published name: array}.
+    layout: name of the published layout, see above.
+    parametrization: "standard" or "mup", the one of the weights'
+      meta-training.
+    licence: licence of the weights, an SPDX identifier.
     **settings: settings of the optimizer that the arrays do not show, such as
-      step_mult=0.01. Sizes are read off the arrays.
+      step_mult=0.01. Sizes are taken from the shapes of the arrays.
 
   Returns:
-    The artifact; `mulo.save` writes it.
+    The artifact; `mulo.save` writes it to a file.
 
   Raises:
     ArtifactError: unknown layout, missing or additional names, shapes that do
-      not fit, numbers that are none, or unknown settings.
+      not fit, arrays of other things than finite real numbers, or unknown
+      settings.
   """
   if layout not in LAYOUTS:
     raise ValueError(
         f"Unknown layout {layout!r}; available: {', '.join(LAYOUTS)}.")
-  rule = LAYOUTS[layout]
-  arrays = _arrays(rule, layout, flat_arrays)
-  found = {name: x.shape for name, x in arrays.items()}
+  published = LAYOUTS[layout]
+  arrays = _arrays(published, layout, flat_arrays)
+  given = {name: x.shape for name, x in arrays.items()}
+  # Arrays that the files lack come as settings; `settings` keeps the others.
   arguments = {name: _numbers(name, settings.pop(name))
-               for name in rule.arguments if name in settings}
-  if len(arguments) < len(rule.arguments):
+               for name in published.arguments if name in settings}
+  if len(arguments) < len(published.arguments):
     raise ValueError(
-        f"{layout} files do not have {', '.join(rule.arguments)}: give them as "
-        f"arguments; missing: {sorted(set(rule.arguments) - set(arguments))}.")
-  for name, (theirs, axis) in rule.sizes.items():
-    if len(found[theirs]) <= axis:
-      raise ValueError(f"{theirs} needs {axis + 1} axes or more. Expected a "
-                       f"size of the network, found {list(found[theirs])}.")
-    settings.setdefault(name, found[theirs][axis])
-  settings = optimizers.all_settings(rule.optimizer, **settings)
-  lopt = optimizers.get(rule.optimizer, **settings)
-  expected = shapes(rule, jax.eval_shape(lopt.init, jax.random.key(0)))
-  if expected != found:
-    wrong = [name for name in found if expected[name] != found[name]]
+        f"{layout} files do not have {', '.join(published.arguments)}: give "
+        "them as arguments; missing: "
+        f"{sorted(set(published.arguments) - set(arguments))}.")
+  # Sizes of the network follow from the shapes, unless they are given.
+  for setting, (name, axis) in published.sizes.items():
+    if len(given[name]) <= axis:
+      raise ValueError(f"{name} needs {axis + 1} axes or more. Expected a "
+                       f"size of the network, found {list(given[name])}.")
+    settings.setdefault(setting, given[name][axis])
+  settings = optimizers.all_settings(published.optimizer, **settings)
+  lopt = optimizers.get(published.optimizer, **settings)
+  expected = shapes(published, jax.eval_shape(lopt.init, jax.random.key(0)))
+  if expected != given:
+    wrong = [name for name in given if expected[name] != given[name]]
     raise ValueError(
         f"These arrays are not those of {layout} with the settings {settings}. "
-        f"Expected {_listed(expected, wrong)}, found {_listed(found, wrong)}.")
+        f"Expected {_listed(expected, wrong)}, found {_listed(given, wrong)}.")
   flat = arguments | {
-      ours: np.concatenate([_turned(rule, arrays[name]) for name in theirs], -2)
-      if len(theirs) > 1 else _turned(rule, arrays[theirs[0]])
-      for ours, theirs in rule.names.items()}
+      path: _joined(published, [arrays[name] for name in names])
+      for path, names in published.names.items()}
   return artifact_lib.Artifact(
-      rule.optimizer, settings, parametrization,
+      published.optimizer, settings, parametrization,
       artifact_lib.unflatten(lopt, flat), {"converted_from": layout}, licence)
 
 
-def _numbers(name, x) -> np.ndarray:
-  """x as float32, if it is real numbers."""
+def _numbers(name: str, x: Any) -> np.ndarray:
+  """Return x as float32; raise ValueError unless x is real numbers."""
   try:
     x = np.asarray(x)
-  except Exception as e:  # whatever an object's __array__ may raise
+  except Exception as e:  # the `__array__` of an object may raise anything
     raise ValueError(f"{name} is not an array of numbers: {e}") from e
   if not (jnp.issubdtype(x.dtype, np.floating) or
           jnp.issubdtype(x.dtype, np.integer)):
     raise ValueError(f"{name} is not an array of real numbers, but of dtype "
                      f"{x.dtype}.")
-  with np.errstate(over="ignore"):  # the artifact refuses what is not finite
-    return x.astype(np.float32)
+  # A float64 may become infinite in float32; `Artifact` refuses such numbers.
+  with np.errstate(over="ignore"):
+    return np.asarray(x.astype(np.float32))
 
 
-def _arrays(rule, layout, flat_arrays) -> dict[str, np.ndarray]:
-  """The given arrays, if their names are those of the layout."""
-  known = {name for theirs in rule.names.values() for name in theirs}
+def _arrays(published: PublishedLayout, layout: str,
+            flat_arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Return the arrays as float32; raise ValueError if the names do not fit.
+
+  Args:
+    published: the layout.
+    layout: its name, for the message.
+    flat_arrays: see `convert`.
+  """
+  known = {name for names in published.names.values() for name in names}
   if set(flat_arrays) != known:
     raise ValueError(
         f"{layout} has the names {sorted(known)}; missing: "
@@ -185,29 +219,33 @@ def _arrays(rule, layout, flat_arrays) -> dict[str, np.ndarray]:
   return {name: _numbers(name, x) for name, x in flat_arrays.items()}
 
 
-def _turned(rule, x):
-  return x.T if rule.transposed else x
+def _joined(published: PublishedLayout, blocks: list[np.ndarray]) -> np.ndarray:
+  """Return an array of theta from its published block or blocks of rows."""
+  turned = [x.T if published.transposed else x for x in blocks]
+  return np.concatenate(turned, -2) if len(turned) > 1 else turned[0]
 
 
-def shapes(rule: Layout, theta: Any) -> dict[str, tuple]:
-  """Shapes of their arrays, by their names.
+def shapes(published: PublishedLayout, theta: Any) -> dict[str, Shape]:
+  """Return {published name: shape} for a theta.
 
   Args:
-    rule: the layout.
-    theta: of ours, arrays or `jax.ShapeDtypeStruct`.
+    published: the layout.
+    theta: theta of the optimizer, arrays or `jax.ShapeDtypeStruct`.
   """
   leaves = jax.tree_util.tree_leaves_with_path(theta)
-  ours = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
-          for path, x in leaves}
+  in_theta = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
+              for path, x in leaves}
   expected = {}
-  for name, theirs in rule.names.items():
-    shape = ours[name]
-    sizes = velo_features.GROUP_SIZES if len(theirs) > 1 else shape[-2:-1]
-    for n, one in zip(sizes or (0,), theirs):
-      whole = (*shape[:-2], n, *shape[-1:]) if len(shape) > 1 else shape
-      expected[one] = whole[::-1] if rule.transposed else whole
+  for path, names in published.names.items():
+    shape = in_theta[path]
+    # Rows of each block: all rows if there is one block, and none in a vector.
+    rows = velo_features.GROUP_SIZES if len(names) > 1 else shape[-2:-1]
+    for n, name in zip(rows or (0,), names):
+      block = (*shape[:-2], n, *shape[-1:]) if len(shape) > 1 else shape
+      expected[name] = block[::-1] if published.transposed else block
   return expected
 
 
-def _listed(shapes, names) -> str:
+def _listed(shapes: Mapping[str, Shape], names: list[str]) -> str:
+  """Return "name: shape, ..." of some names, for a message."""
   return ", ".join(f"{name}: {list(shapes[name])}" for name in names)

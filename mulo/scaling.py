@@ -1,23 +1,26 @@
-"""muP for optax optimizers: learning rates that are tuned on a narrow network.
+"""muP for optax: tune a learning rate at a narrow width, use it at any width.
 
-base = narrow.init(key, x)
-params = mulo.scaling.rescale_init(wide.init(key, x), base)
-tx = mulo.scaling.mu_adamw(3e-3, base)
+    base = narrow.init(key, x)
+    params = mulo.scaling.rescale_init(wide.init(key, x), base)
+    tx = mulo.scaling.mu_adamw(3e-3, base)
 
-`mu_sgd`, `mu_lion` and `mu_muon` are for these, `mu` for most other optimizers.
-At the base width none of that changes anything; at any other width factors
-follow from the shapes of the parameters there. At the base width itself `infer`
-sees no axis grow and needs `delta_shapes`, the shapes at a third width. The
-forward pass stays as it is, but for
+`mu_sgd`, `mu_lion` and `mu_muon` are used like `mu_adamw`; `mu` takes most
+other optimizers of optax. At the base width they change nothing, except that
+vectors do not decay. At any other width, multipliers follow from the shapes of
+the parameters at both widths. A network of the base width itself needs
+`delta_shapes`, shapes at a third width, because no axis differs.
 
-* attention: query times key is multiplied by `attention_mult`, if the size of a
-  head grows, and not only the number of heads;
-* a readout that is the embedding as well: logits are multiplied by what the
-  parametrization has on readouts, for `mup` base width over width;
-* residual branches, under a parametrization for depth: `branch_mult`.
+The forward pass stays as it is, with three exceptions:
 
-`describe` prints what was concluded about each parameter, and which of these
-changes remain. `infer` says when there are errors instead of conclusions.
+* Attention, if the size of a head grows: multiply query times key by
+  `attention_mult`. If only the number of heads grows, nothing changes.
+* A readout that is the embedding as well: multiply the logits by the number
+  that `describe` prints; under "mup" it is base width / width.
+* Residual branches, under a parametrization for depth: multiply them by
+  `branch_mult`.
+
+`describe` prints what was inferred about each parameter, and which of these
+exceptions apply. `infer` lists the cases in which shapes do not suffice.
 """
 
 import functools
@@ -32,6 +35,11 @@ from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles as roles_lib
 from mulo import _mu_optimizers as mu_optimizers
 
+__all__ = ["Multipliers", "Override", "ParamInfo", "attention_mult",
+           "branch_mult", "describe", "infer", "mu", "mu_adamw", "mu_lion",
+           "mu_muon", "mu_sgd", "multipliers", "rescale_init",
+           "scale_gradients"]
+
 ParamInfo = roles_lib.ParamInfo
 Override = roles_lib.Override
 Multipliers = multipliers_lib.Multipliers
@@ -44,32 +52,49 @@ mu_sgd = mu_optimizers.mu_sgd
 scale_gradients = mu_optimizers.scale_gradients
 
 
+def __dir__() -> list[str]:
+  return sorted(__all__)
+
+
 def multipliers(params: Any, base_shapes: Any, *,
-            parametrization: str | base.Parametrization = "mup",
-            forward: bool = False, kappa: float = 0.0,
-            **inference) -> dict[str, Multipliers]:
-  """Factors of each parameter, by path; all are 1 at the base shapes.
+                parametrization: str | base.Parametrization = "mup",
+                forward: bool = False, kappa: float = 0.0,
+                **inference: Any) -> dict[str, Multipliers]:
+  """Return {path: Multipliers}; all multipliers are 1 at the base shapes.
 
   Args:
     params: see `infer`.
     base_shapes: see `infer`.
-    parametrization: name of a file in learned_opt/parametrizations, or what
-      its `make` returns.
-    forward: whether the network itself multiplies by `Multipliers.output`.
+    parametrization: name of a file in learned_opt/scaling/parametrizations, or
+      the result of its `make`.
+    forward: True: the network itself multiplies by `Multipliers.output`. False:
+      the network is left unchanged; `output` is 1, and `std`, `update` and
+      `gradient` make up for it.
     kappa: exponent of weight decay, see `mu`.
-    **inference: see `infer`.
+    **inference: further arguments of `infer`.
+
+  Raises:
+    ValueError: an unknown parametrization; or see `infer`.
+
+  Examples:
+    >>> import jax
+    >>> import mulo
+    >>> init = lambda n: {"w": jax.ShapeDtypeStruct((n, 10), "float32")}
+    >>> mulo.scaling.multipliers(init(1024), init(256))["w"]
+    Multipliers(std=0.25, output=1.0, update=0.25, gradient=1.0, decay=4.0)
   """
-  of = functools.partial(
+  mults_of = functools.partial(
       multipliers_lib.relative, parametrizations.find(parametrization),
       forward=forward, kappa=kappa)
-  return {path: of(info) for path, info in roles_lib.infer(
+  return {path: mults_of(info) for path, info in roles_lib.infer(
       params, base_shapes, **inference).items()}
 
 
 def describe(params: Any, base_shapes: Any, *,
              parametrization: str | base.Parametrization = "mup",
-             forward: bool = False, kappa: float = 0.0, **inference) -> str:
-  """A table of what was concluded about each parameter.
+             forward: bool = False, kappa: float = 0.0, **inference: Any
+             ) -> str:
+  """Return a table of what was inferred about each parameter.
 
   Args:
     params: see `infer`.
@@ -77,116 +102,186 @@ def describe(params: Any, base_shapes: Any, *,
     parametrization: see `multipliers`.
     forward: see `multipliers`.
     kappa: see `multipliers`.
-    **inference: see `infer`.
+    **inference: further arguments of `infer`.
 
   Returns:
-    A line per parameter: shapes, role, inputs and outputs, and the factors on
-    initial weights, forward pass, Adam's and SGD's learning rate, Adam's
-    epsilon and weight decay; then what remains to be done.
+    One line per parameter: shapes, role, fan-in, fan-out; multipliers on
+    initial weights, outputs, learning rate of Adam and of SGD, epsilon of Adam
+    and weight decay; and number of residual blocks. Further lines say which
+    changes of the forward pass remain to be done.
+
+  Raises:
+    ValueError: see `multipliers`.
+
+  Examples:
+    >>> import jax
+    >>> import mulo
+    >>> init = lambda n: {"w": jax.ShapeDtypeStruct((n, 10), "float32")}
+    >>> text = mulo.scaling.describe(init(1024), init(256))
+    >>> for line in text.splitlines()[:2]:
+    ...   print(line[:64].rstrip())
+    parameter  shape       base shape  role    fan-in  fan-out  init
+    w          (1024, 10)  (256, 10)   output  1024    10       0.25
   """
-  rule = parametrizations.find(parametrization)
-  facts = roles_lib.infer(params, base_shapes, **inference)
-  found = multipliers(params, base_shapes, parametrization=rule,
+  resolved = parametrizations.find(parametrization)
+  infos = roles_lib.infer(params, base_shapes, **inference)
+  mults = multipliers(params, base_shapes, parametrization=resolved,
                       forward=forward, kappa=kappa, **inference)
   shapes, bases = (roles_lib.by_path(x) for x in (params, base_shapes))
   rows: list[tuple[str, ...]] = [(
-      "parameter", "shape", "base shape", "role", "inputs", "outputs", "init",
+      "parameter", "shape", "base shape", "role", "fan-in", "fan-out", "init",
       "output", "lr Adam", "lr SGD", "eps", "decay", "depth")]
-  number = lambda x: f"{x:.4g}"
-  for path, info in facts.items():
-    f = found[path]
+  for path, info in infos.items():
+    m = mults[path]
+    numbers = (m.std, m.output, m.update, m.update / m.gradient, m.gradient,
+               m.decay)
     rows.append((
-        path, str(shapes[path]), str(bases[path]), info.role,
-        str(info.fan_in), str(info.fan_out), *map(number, (
-            f.std, f.output, f.update, f.update / f.gradient, f.gradient,
-            f.decay)), str(info.depth)))
+        path, str(shapes[path]), str(bases[path]), info.role, str(info.fan_in),
+        str(info.fan_out), *(f"{x:.4g}" for x in numbers), str(info.depth)))
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths)).rstrip()
            for row in rows]
-  return "\n".join([*lines, "", *_remains(facts, found, rule)])
+  return "\n".join([*lines, "", *_remains(infos, mults, resolved)])
 
 
-def _remains(facts, found, rule) -> list[str]:
-  """What a user has to do in the forward pass."""
+def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
+             parametrization: base.Parametrization) -> list[str]:
+  """Return lines on what the user has to change in the forward pass."""
   lines = [f"{path}: {info.open} is open; it matters for absolute numbers only."
-           for path, info in facts.items() if info.open]
-  lines += [f"{path}: multiply what is computed with it by {f.output:.4g}."
-            for path, f in found.items() if f.output != 1]
-  for path, info in facts.items():
-    if info.role == "tied" and (mult := _tied_mult(info, rule)) != 1:
+           for path, info in infos.items() if info.open]
+  lines += [f"{path}: multiply the outputs computed with it by {m.output:.4g}."
+            for path, m in mults.items() if m.output != 1]
+  for path, info in infos.items():
+    if info.role == "tied" and (
+        mult := _tied_mult(info, parametrization)) != 1:
       lines.append(
           f"{path} reads out as well: multiply the logits by {mult:.4g}.")
-  blocks = {(info.depth, info.base_depth) for info in facts.values()}
+  blocks = {(info.depth, info.base_depth) for info in infos.values()}
   for depth, base_depth in sorted(blocks):
-    if (mult := branch_mult(depth, base_depth, parametrization=rule)) != 1:
+    mult = branch_mult(depth, base_depth, parametrization=parametrization)
+    if mult != 1:
       lines.append(f"Multiply the residual branches of {depth} blocks by "
                    f"{mult:.4g}.")
   return [*lines, "If the size of attention heads grows, multiply query times "
           "key by mulo.scaling.attention_mult(head size, base head size)."]
 
 
-def _tied_mult(info: ParamInfo, rule: base.Parametrization) -> float:
-  """What the rule has on a readout, for a table that is one as well."""
-  mult = lambda n: rule.output_mult((n, 1), (2 * n, 1))
-  before = info._replace(shape=info.base_shape)
-  return mult(info.fan_out) / mult(before.fan_out)
+def _tied_mult(info: ParamInfo, parametrization: base.Parametrization) -> float:
+  """Return the output multiplier of a readout, for an embedding that is one.
+
+  Entries of a table (rows, width) have fan-in 1 where rows are looked up, and
+  fan-in `width` where the table is the readout.
+  """
+
+  def readout_mult(width: int) -> float:
+    # A readout of one output, at this width and at another.
+    return parametrization.output_mult((width, 1), (2 * width, 1))
+
+  at_base = info._replace(shape=info.base_shape)
+  return readout_mult(info.fan_out) / readout_mult(at_base.fan_out)
 
 
 def attention_mult(head_size: int, base_head_size: int, *,
                    parametrization: str | base.Parametrization = "mup"
                    ) -> float:
-  """Factor on query times key; 1/sqrt(head size) at the base size."""
-  rule = parametrizations.find(parametrization).attention_mult
-  return base_head_size**-0.5 * (rule(head_size) / rule(base_head_size))
+  """Return the multiplier on query times key.
+
+  1 / sqrt(head size) at the base head size. Under "mup" it falls from there as
+  1 / head size.
+
+  Args:
+    head_size: size of a head in the network at hand.
+    base_head_size: size of a head in the base network.
+    parametrization: see `multipliers`.
+
+  Examples:
+    >>> import mulo
+    >>> mulo.scaling.attention_mult(64, 64)  # 1 / sqrt(64)
+    0.125
+    >>> mulo.scaling.attention_mult(256, 64)
+    0.03125
+  """
+  mult_of = parametrizations.find(parametrization).attention_mult
+  mult: float = base_head_size**-0.5 * (
+      mult_of(head_size) / mult_of(base_head_size))
+  return mult
 
 
 def branch_mult(depth: int, base_depth: int, *,
                 parametrization: str | base.Parametrization = "completep"
                 ) -> float:
-  """Factor on residual branches; 1 at the base depth."""
-  rule = parametrizations.find(parametrization).branch_mult
-  return rule(depth) / rule(base_depth)
+  """Return the multiplier on residual branches; 1 at the base depth.
+
+  Args:
+    depth: number of residual blocks in the network at hand.
+    base_depth: number of residual blocks in the base network.
+    parametrization: see `multipliers`; one with multipliers for depth.
+
+  Examples:
+    >>> import mulo
+    >>> mulo.scaling.branch_mult(8, 2)
+    0.25
+    >>> mulo.scaling.branch_mult(8, 2, parametrization="depth_mup")
+    0.5
+  """
+  mult_of = parametrizations.find(parametrization).branch_mult
+  return mult_of(depth) / mult_of(base_depth)
 
 
 def rescale_init(params: Any, base_params: Any, *,
                  parametrization: str | base.Parametrization = "mup",
-                 forward: bool = False, **inference) -> Any:
-  """Initial parameters with the standard deviations that muP wants.
+                 forward: bool = False, **inference: Any) -> Any:
+  """Return initial parameters rescaled to the standard deviations of muP.
 
-  The root mean square of each matrix becomes that at the base width, times the
-  factor for its shape, whatever the initialiser does with width. Vectors, and
-  what is zero, stay. Doing it twice changes nothing.
+  For each matrix `rms(result) = Multipliers.std * rms(base parameter)`, with
+  any initialiser. Vectors and parameters that are zero stay unchanged.
+  Rescaling twice is the same as rescaling once.
 
   Args:
-    params: just initialised.
-    base_params: the same network, initialised at the base width: arrays.
+    params: initial parameters, arrays.
+    base_params: initial parameters of the same network at the base width,
+      arrays.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
-    **inference: see `infer`.
+    **inference: further arguments of `infer`.
 
   Raises:
-    ValueError: shapes instead of arrays; and see `infer`.
+    ValueError: shapes instead of arrays; or see `infer`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mulo
+    >>> params = {"readout": jnp.full((64, 4), 0.5)}
+    >>> base = {"readout": jnp.full((16, 4), 1.0)}
+    >>> float(mulo.scaling.rescale_init(params, base)["readout"][0, 0])
+    0.25
   """
   for name, tree in (("params", params), ("base_params", base_params)):
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
       raise ValueError(f"{name} must be arrays, not shapes: the size of their "
                        "entries is read. Initialise the network.")
-  stds = {path: f.std for path, f in multipliers(
+  stds = {path: m.std for path, m in multipliers(
       params, base_params, parametrization=parametrization, forward=forward,
       **inference).items()}
   roles = {path: info.role for path, info in roles_lib.infer(
       params, base_params, **inference).items()}
-  rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
-  before = {roles_lib.path_of(path): x for path, x in
-            jax.tree_util.tree_leaves_with_path(base_params)}
+  base_arrays = {roles_lib.path_of(path): x for path, x in
+                 jax.tree_util.tree_leaves_with_path(base_params)}
 
-  def scale(path, x):
-    path = roles_lib.path_of(path)
+  def scale(keys: tuple[Any, ...], x: Any) -> Any:
+    path = roles_lib.path_of(keys)
+    # Leaves without a shape, such as functions in equinox, have no role.
     if roles.get(path, "vector") == "vector":
       return x
-    found = rms(x)
-    mult = jnp.where(found > 0, stds[path] * rms(before[path]) / jnp.where(
-        found > 0, found, 1), 1)
+    rms = _rms(x)
+    # The inner where keeps a matrix of zeros from giving 0 / 0.
+    mult = jnp.where(rms > 0, stds[path] * _rms(base_arrays[path]) / jnp.where(
+        rms > 0, rms, 1), 1)
     return (x * mult).astype(x.dtype)
 
   return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _rms(x: jax.Array) -> jax.Array:
+  """Return the root mean square of the entries, float32 []."""
+  return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))

@@ -1,1 +1,1 @@
-"""Networks with data that an optimizer can be meta-trained or judged on."""
+"""Tasks, networks with data, for meta-training and evaluating optimizers."""

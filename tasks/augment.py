@@ -1,6 +1,7 @@
-"""Variants of a task, for meta-training on more than one has."""
+"""Random variants of a task, for meta-training on more variety."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,22 @@ LEVELS = ("global", "tensor", "parameter")
 
 def reparametrize(task: base.Task, level: str = "tensor", low: float = 0.01,
                   high: float = 100.0) -> base.Task:
-  """The task as a function of `params / factors`, with random factors.
+  """Return the task as a function of `params / factors`, with random factors.
 
-  The network and its loss are the same, but gradients are multiplied by the
-  factors and params divided by them. The factors are redrawn for every
-  episode, log-uniform from low to high.
+  The optimizer trains `q = params / factors`. The network and its loss stay the
+  same, but `d loss / d q = factors * d loss / d params`. The factors are drawn
+  again for every episode, log-uniformly from low to high.
 
   Args:
-    task: without factors so far.
-    level: one factor for all ("global"), one for each "tensor" or for each
-      "parameter", which are the single numbers in tensors.
+    task: a task without factors.
+    level: "global" for one factor, "tensor" for one factor per tensor, or
+      "parameter" for one factor per entry of each tensor.
     low: smallest factor, positive.
     high: largest factor.
 
   Raises:
-    ValueError: an unknown level, an impossible range, or a task with factors.
+    ValueError: an unknown level, an impossible range, or a task that has
+      factors already.
 
   Reference:
     Metz et al., VeLO, 2022, https://arxiv.org/abs/2211.09760; Moudgil et al.,
@@ -41,8 +43,10 @@ def reparametrize(task: base.Task, level: str = "tensor", low: float = 0.01,
   if task.scales is not None:
     raise ValueError("The task is reparametrized already.")
 
-  def scales(key, params):
+  def scales(key: jax.Array, params: base.Params) -> Any:
     leaves, structure = jax.tree.flatten(params)
+    # Factors that each leaf uses up. With "global", no leaf uses up the single
+    # factor, so every leaf starts at index 0.
     sizes = {"global": [0] * len(leaves), "tensor": [1] * len(leaves),
              "parameter": [x.size for x in leaves]}[level]
     drawn = jnp.exp(jax.random.uniform(
@@ -50,8 +54,8 @@ def reparametrize(task: base.Task, level: str = "tensor", low: float = 0.01,
         math.log(high)))
     factors, used = [], 0
     for x, size in zip(leaves, sizes):
-      own = drawn[used:used + max(1, size)]
-      factors.append(own.reshape(x.shape if level == "parameter" else ()))
+      of_leaf = drawn[used:used + max(1, size)]
+      factors.append(of_leaf.reshape(x.shape if level == "parameter" else ()))
       used += size
     return jax.tree.unflatten(structure, factors)
 

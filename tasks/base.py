@@ -1,13 +1,39 @@
-"""The interface of a task."""
+"""The interface of a task, and of the parametrization that scales its network.
+"""
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Protocol, TypeAlias
 
 import jax
 
-from tasks import normalizers
-
 SPLITS = ("train", "inner_valid", "outer_valid", "test")
-META_SPLITS = SPLITS[:-1]  # those that meta-training may look at
+META_SPLITS = SPLITS[:-1]  # meta-training must not read the test split
+
+Params: TypeAlias = Any  # pytree of arrays
+Batch: TypeAlias = Any  # pytree of arrays, such as {"image": ..., "label": ...}
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Parametrization(Protocol):
+  """Multipliers of a network, as functions of shapes at two widths.
+
+  `learned_opt.base.Parametrization` has these methods. A Protocol stands in for
+  this class, because tasks import nothing of learned_opt but the registry.
+  """
+
+  def init_std(self, shape: Shape, base_shape: Shape, /) -> float:
+    """Return the standard deviation of a parameter at initialisation."""
+
+  def output_mult(self, shape: Shape, base_shape: Shape, /) -> float:
+    """Return output_mult in `outputs = output_mult * (inputs @ parameter)`."""
+
+  def attention_mult(self, head_size: int, /) -> float:
+    """Return attention_mult in `logits = attention_mult * (query @ key)`."""
+
+  def branch_mult(self, depth: int, /) -> float:
+    """Return branch_mult in `x = x + branch_mult * branch(x)`.
+
+    The depth is the number of residual blocks.
+    """
 
 
 class Task(NamedTuple):
@@ -15,33 +41,37 @@ class Task(NamedTuple):
 
   Attributes:
     init: `(key) -> params`.
-    loss: `(params, key, batch) -> (loss, aux)`; loss is a float32 scalar, the
-      mean over the batch, aux a dict of scalars.
-    sample_batch: `(key, split) -> batch`, with `split` one entry of `data`.
-    data: `{split: arrays}` for each of SPLITS: "train" for the inner
-      gradients, "inner_valid" for meta-losses, "outer_valid" for choosing,
-      "test" for reporting. No example is in two of them.
+    loss: `(params, key, batch) -> (loss, aux)`. The loss is a float32 scalar,
+      the mean over the batch; aux is a dict of scalars.
+    sample_batch: `(key, data[split]) -> batch`.
+    data: `{split: arrays}` for each name in SPLITS. "train" is for gradients of
+      params, "inner_valid" for meta-losses, "outer_valid" for model selection,
+      "test" for reported results. No example is in two splits.
     base_shapes: shapes (`jax.ShapeDtypeStruct`) of the params of the same
-      network at another width, or None where there is no width.
-    normalize: loss -> what a meta-loss averages.
-    chance_loss: the loss of guessing without looking at the input, or None.
-    optimum: `() -> params` of least train loss, or None where nobody knows it.
-    scales: `(key, params) -> factors`, redrawn for every episode: an optimizer
-      sees `params / factors`, see `tasks.augment`. None for no factors.
-    activations: `(params, batch) -> {layer: what it computes}`, for
-      diagnostics, or None.
-    blocks: {path of params, with * for any part: number of residual blocks},
-      of params in blocks; None for a network without.
+      network at another width; None for a network without a width.
+    normalize: `(loss) -> value`; a meta-loss is a mean of such values.
+    chance_loss: loss of the best guess that ignores the input; None if there is
+      no such guess.
+    optimum: `() -> params` with the minimum train loss; None if unknown.
+    scales: `(key, params) -> factors`, drawn again for every episode. The
+      optimizer trains `params / factors`, see `tasks.augment`. None for no
+      factors.
+    activations: `(params, batch) -> {layer: outputs of the layer}`, for
+      diagnostics; None if the network does not offer them.
+    blocks: {path of parameters: number of residual blocks} of the parameters in
+      residual blocks, `*` in a path for any text; None for a network without
+      residual blocks.
   """
 
-  init: Callable[[jax.Array], Any]
-  loss: Callable[[Any, jax.Array, Any], tuple[jax.Array, dict]]
-  sample_batch: Callable[[jax.Array, Any], Any]
+  init: Callable[[jax.Array], Params]
+  loss: Callable[[Params, jax.Array, Batch],
+                 tuple[jax.Array, dict[str, jax.Array]]]
+  sample_batch: Callable[[jax.Array, Any], Batch]
   data: dict[str, Any]
   base_shapes: Any
-  normalize: normalizers.Normalizer
+  normalize: Callable[[jax.Array], jax.Array]
   chance_loss: float | None = None
-  optimum: Callable[[], Any] | None = None
-  scales: Callable[[jax.Array, Any], Any] | None = None
-  activations: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+  optimum: Callable[[], Params] | None = None
+  scales: Callable[[jax.Array, Params], Any] | None = None
+  activations: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
   blocks: dict[str, int] | None = None

@@ -1,9 +1,12 @@
-"""What tasks on images share: all but the network.
+"""Data, losses and batches of tasks on images.
 
-A family is a function `(parametrization, images, **settings) -> Network`,
-decorated with `classification` or `reconstruction`; these add the settings of
-`load`, batch_size (examples per batch, drawn with replacement) and
-compute_dtype (see `tasks.networks.computed_in`).
+A family is a function `(parametrization, images, **settings) -> Network` with
+the decorator `classification` or `reconstruction`. The decorators add three
+groups of settings:
+
+* the settings of `load`,
+* batch_size: examples per batch, drawn with replacement,
+* compute_dtype: see `tasks.networks.computed_in`.
 """
 
 import math
@@ -23,13 +26,13 @@ from tasks.data import images as images_lib
 
 
 class Images(NamedTuple):
-  """A data set as a network sees it.
+  """A data set of images, ready for a network.
 
   Attributes:
     splits: see `tasks.data.images.ImageData`.
     shape: (height, width, channels).
     num_classes: number of classes.
-    pixels: `(uint8 [..., height, width, channels]) -> float32`.
+    pixels: `(uint8 [..., height, width, channels]) -> float32`, of equal shape.
   """
 
   splits: dict[str, dict[str, np.ndarray]]
@@ -39,26 +42,26 @@ class Images(NamedTuple):
 
   @property
   def batch(self) -> jax.ShapeDtypeStruct:
-    """An example of a batch, for shapes."""
+    """Shape and dtype of a batch of one image."""
     return jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
 
 
 def load(dataset: str = "digits", image_size: int = 0, greyscale: bool = False,
          standardize: bool = False, label_noise: float = 0.0,
          pixel_noise: float = 0.0, data_dir: str | None = None) -> Images:
-  """A data set of images.
+  """Load a data set of images, and add noise.
 
   Args:
-    dataset: see `tasks.data.images.image_data`.
-    image_size: see `tasks.data.images.image_data`.
+    dataset: `name` of `tasks.data.images.image_data`.
+    image_size: `size` of `tasks.data.images.image_data`.
     greyscale: see `tasks.data.images.image_data`.
-    standardize: each channel has mean 0 and variance 1 in the train split,
-      else pixels are from 0 to 1.
-    label_noise: part of the labels in the train split that are replaced by
-      random ones, once and for all.
-    pixel_noise: standard deviation of normal noise on the pixels of all
-      splits, in units of the largest pixel value, once and for all; the sum is
-      clipped to the range of pixels.
+    standardize: whether to shift and scale each channel to mean 0 and variance
+      1 in the train split. Otherwise pixels are from 0 to 1.
+    label_noise: fraction of the labels in the train split that are replaced by
+      random labels, drawn once with a fixed seed.
+    pixel_noise: standard deviation of normal noise on the pixels of all splits,
+      in units of the largest pixel value, drawn once with a fixed seed. Sums
+      are clipped to the range of pixels.
     data_dir: see `tasks.data.images.image_data`.
 
   Raises:
@@ -69,71 +72,105 @@ def load(dataset: str = "digits", image_size: int = 0, greyscale: bool = False,
     raise ValueError(f"label_noise must be from 0 to 1, got {label_noise}.")
   if not 0 <= pixel_noise < math.inf:
     raise ValueError(f"pixel_noise must not be negative, got {pixel_noise}.")
-  found = images_lib.image_data(dataset, data_dir, image_size, greyscale)
-  splits = dict(found.splits)
+  data = images_lib.image_data(dataset, data_dir, image_size, greyscale)
+  splits = dict(data.splits)  # a copy, because image_data returns a cached dict
   if pixel_noise:
+    # The seeds of noise are fixed: a setting always means the same data set.
     noise = np.random.default_rng(3)
     splits = {name: {**split, "image": _noisy(
-        split["image"], pixel_noise * found.max_value, found.max_value, noise)}
+        split["image"], pixel_noise * data.max_value, data.max_value, noise)}
               for name, split in splits.items()}
   train = splits["train"]
   if label_noise:
     rng = np.random.RandomState(2)
     noisy = rng.uniform(size=len(train["label"])) < label_noise
-    random = rng.randint(found.num_classes, size=len(noisy)).astype(np.int32)
+    random = rng.randint(data.num_classes, size=len(noisy)).astype(np.int32)
     splits["train"] = {**train, "label": np.where(
         noisy, random, train["label"])}
   mean: Any = 0.0
   std: Any = 1.0
   if standardize:
-    mean, std = moments(train["image"], (0, 1, 2), found.max_value)
-    std = np.maximum(std, 1e-3)
+    mean, std = moments(train["image"], (0, 1, 2), data.max_value)
+    std = np.maximum(std, 1e-3)  # a channel may be constant
 
-  def pixels(image):
-    x = image.astype(jnp.float32) / found.max_value
+  def pixels(image: jax.Array) -> jax.Array:
+    x = image.astype(jnp.float32) / data.max_value
+    # [channels] to [1, ..., 1, channels]
     channels = lambda y: jnp.reshape(y, (1,) * (x.ndim - 1) + (-1,))
     return (x - channels(mean)) / channels(std) if standardize else x
 
-  return Images(splits, train["image"].shape[1:], found.num_classes, pixels)
+  return Images(splits, train["image"].shape[1:], data.num_classes, pixels)
 
 
-def _noisy(image, std, max_value, rng):
-  """uint8 images with normal noise, rounded and clipped."""
-  parts = [np.clip(np.rint(part + std * rng.standard_normal(
-      part.shape, np.float32)), 0, max_value).astype(image.dtype)
-           for part in np.array_split(image, max(1, len(image) // 1000))]
-  return np.concatenate(parts)
+def _chunks(image: np.ndarray) -> list[np.ndarray]:
+  """Split images into chunks of about 1000, to bound the memory of floats."""
+  return np.array_split(image, max(1, len(image) // 1000))
+
+
+def _noisy(image: np.ndarray, std: float, max_value: int,
+           rng: np.random.Generator) -> np.ndarray:
+  """Add normal noise to uint8 images; round and clip to 0 ... max_value."""
+  chunks = [np.clip(np.rint(chunk + std * rng.standard_normal(
+      chunk.shape, np.float32)), 0, max_value).astype(image.dtype)
+            for chunk in _chunks(image)]
+  return np.concatenate(chunks)
 
 
 def moments(image: np.ndarray, axes: tuple[int, ...], max_value: float
             ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation over axes, float32, the largest value 1."""
-  parts = np.array_split(image, max(1, len(image) // 1000))
+  """Return the mean and the standard deviation of `image / max_value`.
+
+  Args:
+    image: uint8 images [n, height, width, channels].
+    axes: axes to average over, with axis 0.
+    max_value: the pixel value that means 1.0.
+
+  Returns:
+    Mean and standard deviation, float32 of the shape of the other axes.
+  """
+  parts = _chunks(image)
   sums = [(part.sum(axes, dtype=np.float64),
            np.square(part, dtype=np.float64).sum(axes)) for part in parts]
   n = math.prod(image.shape[axis] for axis in axes)
   mean, square = (sum(x) / n for x in zip(*sums))
+  # Rounding can make a variance slightly negative.
   std = np.sqrt(np.maximum(square - mean**2, 0))
   return ((mean / max_value).astype(np.float32),
           (std / max_value).astype(np.float32))
 
 
-def _sampler(images: Images, batch_size: int) -> Callable:
-  def sample_batch(key, split):
-    # One draw, where randint makes three; the bias of the remainder is nothing.
+def _sampler(images: Images, batch_size: int
+             ) -> Callable[[jax.Array, dict[str, jax.Array]], base.Batch]:
+  """Return `Task.sample_batch`: examples drawn with replacement."""
+
+  def sample_batch(key: jax.Array, split: dict[str, jax.Array]) -> base.Batch:
+    # One draw; randint would make three. The remainder prefers small rows by at
+    # most n / 2**32 for n examples, which is negligible.
     rows = jax.random.bits(key, (batch_size,)) % len(split["label"])
     return {"image": images.pixels(split["image"][rows]),
             "label": split["label"][rows]}
+
   return sample_batch
 
 
 def classify(network: networks.Network, images: Images, batch_size: int = 64,
              compute_dtype: str = "float32") -> base.Task:
-  """Softmax cross-entropy of logits [n, classes]."""
+  """Return the task with the softmax cross-entropy of logits [n, classes].
+
+  Args:
+    network: `(params, pixels [n, height, width, channels]) -> logits`.
+    images: data set.
+    batch_size: examples per batch.
+    compute_dtype: see `tasks.networks.computed_in`.
+
+  Raises:
+    ValueError: batch_size is not an integer of at least 1, or an unknown dtype.
+  """
   layers.check(batch_size=batch_size)
   network = networks.computed_in(network, compute_dtype)
 
-  def loss(params, key, batch):
+  def loss(params: base.Params, key: jax.Array, batch: base.Batch
+           ) -> tuple[jax.Array, dict[str, jax.Array]]:
     del key
     logits = network.apply(params, batch["image"])
     losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -141,7 +178,7 @@ def classify(network: networks.Network, images: Images, batch_size: int = 64,
     correct = jnp.argmax(logits, 1) == batch["label"]
     return jnp.mean(losses), {"accuracy": jnp.mean(correct)}
 
-  chance = math.log(images.num_classes)
+  chance = math.log(images.num_classes)  # every class with equal probability
   return base.Task(
       network.init, loss, _sampler(images, batch_size), images.splits,
       network.base_shapes, normalizers.bounded(chance), chance,
@@ -151,23 +188,35 @@ def classify(network: networks.Network, images: Images, batch_size: int = 64,
 
 def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
                 compute_dtype: str = "float32") -> base.Task:
-  """Mean squared error of images [n, height, width, channels]."""
+  """Return the task with the mean squared error of reconstructed images.
+
+  The network receives and returns differences from the mean image of the train
+  split. A network whose output is 0 thus predicts the mean image.
+
+  Args:
+    network: `(params, x) -> y`, x and y [n, height, width, channels].
+    images: data set.
+    batch_size: examples per batch.
+    compute_dtype: see `tasks.networks.computed_in`.
+
+  Raises:
+    ValueError: batch_size is not an integer of at least 1, or an unknown dtype.
+  """
   layers.check(batch_size=batch_size)
   network = networks.computed_in(network, compute_dtype)
-  # Differences from the mean image, so that a network that says nothing
-  # answers with the mean image.
   mean = images.pixels(jnp.asarray(
       moments(images.splits["train"]["image"], (0,), 1)[0]))
 
-  def loss(params, key, batch):
+  def loss(params: base.Params, key: jax.Array, batch: base.Batch
+           ) -> tuple[jax.Array, dict[str, jax.Array]]:
     del key
     x = batch["image"] - mean[None]
     return jnp.mean(jnp.square(network.apply(params, x) - x)), {}
 
-  train = images.splits["train"]["image"]
+  # Loss of predicting the mean image.
   chance = float(np.mean([
       jnp.mean(jnp.square(images.pixels(jnp.asarray(part)) - mean[None]))
-      for part in np.array_split(train, max(1, len(train) // 1000))]))
+      for part in _chunks(images.splits["train"]["image"])]))
   return base.Task(
       network.init, loss, _sampler(images, batch_size), images.splits,
       network.base_shapes, normalizers.bounded(chance, 1 / chance), chance,

@@ -1,9 +1,9 @@
-"""Layers that several networks are made of, in flax.
+"""Layers in flax that several networks share, and checks of settings.
 
-Parameters of at least two axes start at zero: `tasks.networks` draws them.
+Parameters with two axes or more start at zero: `tasks.networks` draws them.
 """
 
-from typing import Callable
+from typing import Any, Callable
 
 from flax import linen as nn
 import jax
@@ -12,40 +12,41 @@ import jax.numpy as jnp
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu,
                "tanh": jnp.tanh, "elu": jax.nn.elu}
 NORMS = ("none", "layer", "rms", "group")
-GROUP_SIZE = 4  # channels that are normalised together, however wide
+# Channels normalised together. A wider network has more groups of this size.
+GROUP_SIZE = 4
 ZEROS = nn.initializers.zeros_init()
 
 
-def activation(name: str):
-  """A function of elements; raises ValueError for an unknown name."""
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+  """Return an elementwise function; raise ValueError for an unknown name."""
   if name not in ACTIVATIONS:
     raise ValueError(f"Unknown activation {name!r}; available: "
                      f"{', '.join(ACTIVATIONS)}.")
   return ACTIVATIONS[name]
 
 
-def check(**numbers) -> None:
-  """Raises ValueError for what is not a whole number of at least 1."""
+def check(**numbers: Any) -> None:
+  """Raise ValueError unless each number is an integer of at least 1."""
   for name, number in numbers.items():
     if type(number) is not int or number < 1:
       raise ValueError(
           f"{name} must be a whole number of at least 1, got {number!r}.")
 
 
-def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
-  """Raises ValueError for a name that is not among the known ones."""
+def check_choice(setting: str, name: str, known: tuple[str, ...]) -> None:
+  """Raise ValueError unless the name is known; `setting` is for the message."""
   if name not in known:
     raise ValueError(
-        f"Unknown {what} {name!r}; available: {', '.join(known)}.")
+        f"Unknown {setting} {name!r}; available: {', '.join(known)}.")
 
 
 def dense(features: int, bias: bool = True) -> nn.Dense:
-  """x @ kernel + bias, kernel [in, out]."""
+  """Return a layer `x @ kernel + bias`, kernel [fan-in, features]."""
   return nn.Dense(features, use_bias=bias, kernel_init=ZEROS)
 
 
 def norm(name: str) -> Callable[[jax.Array], jax.Array]:
-  """A normalisation of one example alone, without any running average."""
+  """Return a normalisation within each example, without running averages."""
   check_choice("norm", name, NORMS)
   if name == "none":
     return lambda x: x
@@ -55,10 +56,11 @@ def norm(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class Conv(nn.Module):
-  """A 3 x 3 convolution with padding, kernel [3, 3, in, out].
+  """A 3 x 3 convolution with padding, kernel [3, 3, channels, features].
 
-  On CPUs a product with patches: under vmap over networks, as in meta-training,
-  that takes half the time of XLA's convolution with groups.
+  On a CPU, the convolution is a matrix product with patches. Under vmap over
+  networks, as in meta-training, this product takes half the time of XLA's
+  grouped convolution.
   """
 
   features: int
@@ -66,7 +68,7 @@ class Conv(nn.Module):
   bias: bool = True
 
   @nn.compact
-  def __call__(self, x):  # [n, height, width, in]
+  def __call__(self, x: jax.Array) -> jax.Array:  # [n, height, width, channels]
     kernel = self.param("kernel", ZEROS, (3, 3, x.shape[-1], self.features))
     if jax.default_backend() == "cpu":
       x = self.product(x, kernel)
@@ -78,19 +80,22 @@ class Conv(nn.Module):
       x = x + self.param("bias", ZEROS, (self.features,))[None, None, None]
     return x
 
-  def product(self, x, kernel):
-    """The same by one matrix product with all patches."""
-    height, width = (-(-n // self.stride) for n in x.shape[1:3])
+  def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the convolution as one matrix product with all patches."""
+    height, width = (-(-n // self.stride) for n in x.shape[1:3])  # of outputs
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [
         x[:, i:i + height * self.stride:self.stride,
           j:j + width * self.stride:self.stride]
-        for i in range(3) for j in range(3)]
+        for i in range(3) for j in range(3)]  # 9 x [n, height, width, channels]
     return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, self.features)
 
 
 def rotate(x: jax.Array) -> jax.Array:
-  """Rotary position embedding of x [n, length, heads, head size].
+  """Rotate x [n, length, heads, head size] by the angles of its positions.
+
+  Entries i and i + head size / 2 of a head are one pair. Position p rotates
+  pair i by the angle `p * 10000 ** (-2 * i / head size)`.
 
   Reference:
     Su et al., 2021, https://arxiv.org/abs/2104.09864.
@@ -105,14 +110,16 @@ def rotate(x: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-  """Attention and a two-layer network, each after a norm, each added to x.
+  """A transformer block: attention, then a two-layer network.
+
+  Each of the two is a residual branch, `x = x + branch * f(norm(x))`.
 
   Attributes:
-    head_size: the number of heads grows with the width, not their size.
-    logit_scale: factor on query times key.
-    branch: factor on what is added.
-    causal: positions see themselves and earlier ones only.
-    rotary: queries and keys are rotated by their position.
+    head_size: size of a head; a wider network has more heads, of equal size.
+    logit_scale: `logits = logit_scale * (query @ key)`.
+    branch: factor on the outputs of a branch.
+    causal: whether a position reads only itself and earlier positions.
+    rotary: whether queries and keys are rotated by their positions.
     activation: see `activation`.
     norm: see `norm`.
   """
@@ -126,16 +133,18 @@ class Block(nn.Module):
   norm: str = "layer"
 
   @nn.compact
-  def __call__(self, x):  # [n, length, width]
+  def __call__(self, x: jax.Array) -> jax.Array:  # [n, length, width]
     width = x.shape[-1]
     h = norm(self.norm)(x)
-    # Without bias: without rotation, one on keys would change nothing.
+    # No biases: without rotation, a bias on keys adds the same number to all
+    # logits of a query, which softmax ignores.
     heads = lambda: dense(width, bias=False)(h).reshape(
-        *x.shape[:2], -1, self.head_size)
+        *x.shape[:2], -1, self.head_size)  # [n, length, heads, head size]
     query, key, value = heads(), heads(), heads()
     if self.rotary:
       query, key = rotate(query), rotate(key)
-    if self.is_mutable_collection("intermediates"):  # somebody looks
+    # Logits for `Network.activations`; dot_product_attention hides its logits.
+    if self.is_mutable_collection("intermediates"):
       self.sow("intermediates", "attention", self.logit_scale * jnp.einsum(
           "nqhd,nkhd->nhqk", query, key))
     h = jax.nn.dot_product_attention(
@@ -146,7 +155,7 @@ class Block(nn.Module):
 
 
 def check_heads(width: int, head_size: int) -> None:
-  """Raises ValueError unless there is a whole number of heads."""
+  """Raise ValueError unless width is a multiple of head_size."""
   check(width=width, head_size=head_size)
   if width % head_size:
     raise ValueError(f"width ({width}) must be a multiple of head_size "

@@ -1,8 +1,11 @@
-"""Networks whose scales follow from a parametrization, and from shapes alone.
+"""Networks that are scaled by a parametrization, from their shapes alone.
 
-A network is written once, in flax or as functions. Here its matrices are drawn
-with the standard deviation, and multiplied in the forward pass by the factor,
-that the parametrization gives for their shapes at two widths.
+A network is written once, in flax or as functions, without any scaling. This
+module gives each matrix, from its shapes at two widths, two scales of the
+parametrization:
+
+* its initial entries are `init_std * normal`,
+* the forward pass reads `output_mult * matrix` in place of the matrix.
 """
 
 from typing import Any, Callable, NamedTuple
@@ -10,6 +13,8 @@ from typing import Any, Callable, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from tasks import base
 
 
 class Network(NamedTuple):
@@ -19,99 +24,126 @@ class Network(NamedTuple):
     init: `(key) -> params`, float32.
     apply: `(params, inputs) -> outputs`.
     base_shapes: shapes of the params at another width, or None.
-    activations: `(params, inputs) -> {layer: what it computes}`, or None.
+    activations: `(params, inputs) -> {layer: outputs of the layer}`, or None.
     blocks: see `tasks.base.Task`.
   """
 
-  init: Callable[[jax.Array], Any]
-  apply: Callable[[Any, jax.Array], jax.Array]
+  init: Callable[[jax.Array], base.Params]
+  apply: Callable[[base.Params, jax.Array], jax.Array]
   base_shapes: Any
-  activations: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
+  activations: Callable[
+      [base.Params, jax.Array], dict[str, jax.Array]] | None = None
   blocks: dict[str, int] | None = None
 
 
-def from_flax(parametrization, build: Callable[[int], nn.Module], width: int,
+def from_flax(parametrization: base.Parametrization,
+              build: Callable[[int], nn.Module], width: int,
               inputs: jax.ShapeDtypeStruct, init_scale: float = 1.0,
               blocks: dict[str, int] | None = None) -> Network:
-  """A flax module under a parametrization.
+  """Return a flax module as a network that the parametrization scales.
 
-  Parameters of at least two axes are drawn from a normal distribution, others
-  start as in the module, which initialises the former with zeros.
+  Parameters with two axes or more are drawn here from a normal distribution.
+  The module must initialise them with zeros. Parameters with one axis start as
+  in the module.
 
   Args:
     parametrization: see `tasks.families.get`.
-    build: `(width) -> module` with parameters only, no other state.
-    width: of the network; the base shapes are those at twice the width.
-    inputs: an example of the inputs.
-    init_scale: factor on the standard deviations of the parametrization.
+    build: `(width) -> module`; the module has parameters and no other state.
+    width: width of the network; base shapes are the shapes at twice this width.
+    inputs: shape and dtype of a batch of inputs.
+    init_scale: factor on `init_std`.
     blocks: see `tasks.base.Task`.
   """
   module = build(width)
 
-  def shapes(module):
+  def shapes(module: nn.Module) -> Any:
     tree = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
   bases = shapes(build(2 * width))
-  at = lambda rule: jax.tree.map(
-      lambda x, base: rule(x.shape, base.shape) if len(x.shape) > 1 else None,
-      shapes(module), bases)
-  stds, mults = at(parametrization.init_std), at(parametrization.output_mult)
 
-  def init(key):
+  def per_matrix(scale: Callable[[base.Shape, base.Shape], float]) -> Any:
+    """Return a tree of scales, None for parameters with fewer than two axes."""
+    return jax.tree.map(
+        lambda x, base_x: scale(x.shape, base_x.shape) if len(x.shape) > 1
+        else None, shapes(module), bases)
+
+  stds = per_matrix(parametrization.init_std)
+  mults = per_matrix(parametrization.output_mult)
+
+  def init(key: jax.Array) -> base.Params:
     params = module.lazy_init(key, inputs)["params"]
-    drawn = lambda p, std: 0 if p.ndim < 2 else p.size if std else 0
-    sizes = jax.tree.map(drawn, params, stds, is_leaf=_is_none)
-    # One draw for all, since each draw is a hundred small kernels on a CPU.
+    # A matrix whose standard deviation is 0 stays zero without a draw.
+    count = lambda p, std: 0 if p.ndim < 2 else p.size if std else 0
+    sizes = jax.tree.map(count, params, stds, is_leaf=_is_none)
+    # One draw for all matrices, because a draw is a hundred small kernels on a
+    # CPU.
     noise = jax.random.normal(key, (sum(jax.tree.leaves(sizes)),), jnp.float32)
     used = 0
 
-    def add(p, std, size):
+    def draw(p: jax.Array, std: Any, size: int) -> jax.Array:
       nonlocal used
       if not size:
         return p
       used += size
       return init_scale * std * noise[used - size:used].reshape(p.shape)
 
-    return jax.tree.map(add, params, stds, sizes, is_leaf=_is_none)
+    return jax.tree.map(draw, params, stds, sizes, is_leaf=_is_none)
 
-  def variables(params):
+  def variables(params: base.Params) -> dict[str, Any]:
+    # No product with 1, which would be one more operation per parameter.
     scale = lambda p, mult: p if mult in (None, 1.0) else p * mult
     return {"params": jax.tree.map(scale, params, mults, is_leaf=_is_none)}
 
-  def activations(params, x):
-    _, found = module.apply(
+  def activations(params: base.Params, x: jax.Array) -> dict[str, jax.Array]:
+    _, state = module.apply(
         variables(params), x, capture_intermediates=True,
         mutable=["intermediates"])
-    leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
+    leaves = jax.tree_util.tree_leaves_with_path(state["intermediates"])
     return {_layer(path): x for path, x in leaves}
 
-  def apply(params, x):
+  def apply(params: base.Params, x: jax.Array) -> Any:
     return module.apply(variables(params), x)
 
   return Network(init, apply, bases, activations, blocks)
 
 
-def _layer(path: tuple) -> str:
-  """The module, or the name under which it sowed; "output" for the network."""
-  keys = [key.key for key in path[:-1]]  # the last counts calls
+def _layer(path: tuple[Any, ...]) -> str:
+  """Return the name of a layer, from its path in flax's intermediates.
+
+  The name is the path of the module, plus the name given to `sow` if the module
+  sowed the value. The name of the whole network is "output".
+  """
+  keys = [key.key for key in path[:-1]]  # without the index of the call
   return "/".join(key for key in keys if key != "__call__") or "output"
 
 
-def of_batches(network: Network, inputs: Callable[[Any], jax.Array]):
-  """`Task.activations` of a network whose inputs follow from batches."""
-  found = network.activations
-  return None if found is None else lambda params, batch: found(
-      params, inputs(batch))
+def of_batches(network: Network, inputs: Callable[[base.Batch], jax.Array]
+               ) -> Callable[[base.Params, base.Batch],
+                             dict[str, jax.Array]] | None:
+  """Return `Task.activations` of a network.
+
+  Args:
+    network: a network.
+    inputs: `(batch) -> inputs` of the network.
+  """
+  of_inputs = network.activations
+  if of_inputs is None:
+    return None
+  return lambda params, batch: of_inputs(params, inputs(batch))
 
 
-def _is_none(x) -> bool:
-  return x is None
+def _is_none(x: Any) -> bool:
+  return x is None  # jax.tree.map would otherwise take None for an empty tree
 
 
 def computed_in(network: Network, dtype: str) -> Network:
-  """The network computing in "float32" or "bfloat16"; params stay float32.
+  """Return the network computing in a dtype; params and outputs stay float32.
+
+  Args:
+    network: a network in float32.
+    dtype: "float32" or "bfloat16".
 
   Raises:
     ValueError: another dtype.
@@ -122,7 +154,8 @@ def computed_in(network: Network, dtype: str) -> Network:
   if dtype == "float32":
     return network
 
-  def apply(params, x):
+  def apply(params: base.Params, x: jax.Array) -> jax.Array:
+    # Tokens are integers and stay integers.
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(
         x.dtype, jnp.floating) else x
     return network.apply(

@@ -1,28 +1,31 @@
-"""What a meta-loss averages instead of a loss: bounded and never NaN."""
+"""Functions from a loss to a bounded value that is not NaN, for meta-losses."""
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-class Normalizer(NamedTuple):
-  """`scale * (clip(x, low, high) - shift)`, x the loss or its logarithm.
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+  """The function `scale * (clip(x, low, high) - shift)`.
 
-  A diverged network (NaN or infinite) counts as the worst one. Without a
-  finite `high` there is no worst one, and NaN stays what it is.
+  Here, x is the loss or the logarithm of the loss. A diverged network (NaN or
+  infinite loss) counts as the worst network, whose x is `high`. If `high` is
+  infinite, NaN stays NaN.
 
   Attributes:
-    low: losses below count as this.
-    high: losses above, and NaN, count as this.
-    shift: the loss that becomes 0.
-    scale: factor.
-    log: take the logarithm of the loss first.
+    low: minimum of x; a smaller x counts as `low`.
+    high: maximum of x; a larger x, and NaN, count as `high`.
+    shift: value of x that becomes 0.
+    scale: factor on the result.
+    log: whether x is the logarithm of the loss.
 
   Reference:
-    The choices that published tasks make, from clip(loss, 0, 1.5 ln C) for C
-    classes on: Metz et al., VeLO, 2022, https://arxiv.org/abs/2211.09760.
+    The published tasks of Metz et al., VeLO, 2022,
+    https://arxiv.org/abs/2211.09760, have functions of this form, such as
+    clip(loss, 0, 1.5 ln C) for C classes.
   """
 
   low: float = -math.inf
@@ -32,9 +35,15 @@ class Normalizer(NamedTuple):
   log: bool = False
 
   def __call__(self, loss: jax.Array) -> jax.Array:
-    """Losses of any shape, normalised."""
+    """Return the normalised losses, of the shape of `loss`.
+
+    Operations without effect are left out, so that a Normalizer without bounds
+    returns the same bits.
+    """
     value = loss
     if self.log:
+      # The inner `where` keeps log(0) out of the gradient, where it would
+      # become NaN.
       positive = loss > 0
       value = jnp.where(positive, jnp.log(jnp.where(positive, loss, 1)),
                         jnp.where(jnp.isnan(loss), loss, -math.inf))
@@ -48,15 +57,16 @@ class Normalizer(NamedTuple):
 
 
 def bounded(chance_loss: float, scale: float = 1.0) -> Normalizer:
-  """From 0 to 1.5 times the loss of guessing, times `scale`."""
+  """Return `loss -> scale * clip(loss, 0, 1.5 * chance_loss)`."""
   return Normalizer(0.0, 1.5 * chance_loss, scale=scale)
 
 
 def log_bounded(chance_loss: float, least: float = 0.01) -> Normalizer:
-  """log(loss / chance_loss), between those of `least` and 1.5.
+  """Return `loss -> log(clip(loss / chance_loss, least, 1.5))`.
 
-  Equal ratios count equally, early and late and on every task; below `least`,
-  where small data sets are learned by heart, nothing is gained any more.
+  Equal ratios of losses count equally, early and late in training and on every
+  task. Below `least`, a lower loss gains nothing: a network that gets there has
+  learned a small data set by heart.
   """
   return Normalizer(
       math.log(least * chance_loss), math.log(1.5 * chance_loss),

@@ -1,21 +1,31 @@
-"""Named suites of tasks: to meta-train on, to choose by, and to judge on.
+"""Named suites of tasks, for meta-training, model selection and reporting.
 
-A suite is {name of the task: section}, a section what `config.tasks` takes:
-"name" is the family, the rest are its settings; "num_steps", in `validation`
-and `heldout`, is the horizon. No pair of family and data set in `heldout` is in
-another suite; its networks are wider or deeper than all of their family that
-are trained on, and its horizons longer.
+A suite is {name of a task: section}. A section has the form of the sections in
+`config.tasks`: "name" is the family, and most other entries are settings of the
+family. Two entries are not: "augment" (see `tasks.augment`) and, in
+`validation` and `heldout`, "num_steps", the horizon.
+
+Tasks of `heldout` differ from the tasks of the other suites:
+
+* No pair of family and data set in `heldout` is in another suite.
+* Each network is wider or deeper than every network of its family in the
+  training suites.
+* Horizons are longer.
 """
 
 import copy
-from typing import Any
+from typing import Any, TypeAlias
+
+Section: TypeAlias = dict[str, Any]
+Suite: TypeAlias = dict[str, Section]
 
 TRAINING = ("train_small", "train_wide")
 
-_SHIFTED = {"level": "tensor", "low": 0.1, "high": 10.0}
+# Random factors on the parameters, see `tasks.augment.reparametrize`.
+_SHIFTED: Section = {"level": "tensor", "low": 0.1, "high": 10.0}
 
-# Cheap, and without files: digits, and the source of Python.
-_TRAIN_SMALL: dict[str, dict[str, Any]] = {
+# Cheap tasks that need no files: the data sets are digits and Python's source.
+_TRAIN_SMALL: Suite = {
     "mlp_w16_d2": {"name": "mlp", "width": 16, "depth": 2},
     "mlp_w32_d4": {"name": "mlp", "width": 32, "depth": 4},
     "mlp_w32_d2_shifted": {"name": "mlp", "width": 32, "depth": 2,
@@ -29,9 +39,10 @@ _TRAIN_SMALL: dict[str, dict[str, Any]] = {
     "logistic": {"name": "logistic_regression"},
 }
 
-_MNIST = {"dataset": "mnist", "image_size": 14}
+_MNIST: Section = {"dataset": "mnist", "image_size": 14}
 
-_TRAIN_WIDE: dict[str, dict[str, Any]] = {
+# Wider networks, most of them on MNIST.
+_TRAIN_WIDE: Suite = {
     **{f"mlp_w{width}_d{depth}": {
         "name": "mlp", **_MNIST, "width": width, "depth": depth}
        for width, depth in ((32, 1), (64, 3), (128, 2), (128, 6))},
@@ -50,10 +61,11 @@ _TRAIN_WIDE: dict[str, dict[str, Any]] = {
     "rnn_w32": {"name": "rnn_lm", "width": 32, "cell": "lstm"},
 }
 
-# What recipes of meta-training are chosen by: wider, deeper or with more pixels
-# than what optimizers that ship were meta-trained on, one family (vit) that is
-# not among it, but no data set of `heldout`.
-_VALIDATION: dict[str, dict[str, Any]] = {
+# For choosing between recipes of meta-training. Compared with the tasks in
+# the meta-training of pretrained optimizers, networks are wider or deeper, or
+# images have more pixels. One family, vit, is new. No data set of `heldout` is
+# used.
+_VALIDATION: Suite = {
     "mlp_w128": {"name": "mlp", **_MNIST, "width": 128, "num_steps": 1000},
     "mlp_w128_hard": {"name": "mlp", **_MNIST, "standardize": True,
                       "pixel_noise": 0.7, "width": 128, "num_steps": 1000},
@@ -65,10 +77,12 @@ _VALIDATION: dict[str, dict[str, Any]] = {
     "lm_w16": {"name": "transformer_lm", "width": 16, "length": 16},
     "rnn_w16": {"name": "rnn_lm", "width": 16, "length": 16}}
 
-_CIFAR = {"dataset": "cifar10", "image_size": 16, "standardize": True}
-_SHAKESPEARE = {"dataset": "tinyshakespeare", "length": 64}
+_CIFAR: Section = {
+    "dataset": "cifar10", "image_size": 16, "standardize": True}
+_SHAKESPEARE: Section = {"dataset": "tinyshakespeare", "length": 64}
 
-_HELDOUT: dict[str, dict[str, Any]] = {
+# For reported results only: nothing may be chosen by these tasks.
+_HELDOUT: Suite = {
     **{f"mlp_w{width}_d{depth}": {
         "name": "mlp", **_CIFAR, "width": width, "depth": depth}
        for width, depth in ((256, 3), (512, 3), (128, 12))},
@@ -85,8 +99,9 @@ _HELDOUT: dict[str, dict[str, Any]] = {
                 "cell": "lstm"},
 }
 
-_SUITES = {
+_SUITES: dict[str, Suite] = {
     "train_small": _TRAIN_SMALL, "train_wide": _TRAIN_WIDE,
+    # 500 steps unless a section has its own horizon.
     "validation": {name: {"num_steps": 500, **section}
                    for name, section in _VALIDATION.items()},
     "heldout": {name: {**section, "num_steps": 2000}
@@ -94,12 +109,12 @@ _SUITES = {
 
 
 def names() -> list[str]:
-  """Names of the suites."""
+  """Return the names of the suites."""
   return list(_SUITES)
 
 
-def get(name: str) -> dict[str, dict[str, Any]]:
-  """The sections of a suite, copied.
+def get(name: str) -> Suite:
+  """Return a copy of a suite, which the caller may change.
 
   Raises:
     ValueError: an unknown name.

@@ -1,6 +1,7 @@
-"""Artifacts: what is written is read, and nothing else is."""
+"""Artifacts are read as written; everything else is refused."""
 
 import json
+import sys
 
 import conftest
 import jax
@@ -14,6 +15,7 @@ import mulo
 
 
 def make(**changes):
+  """Return a small artifact of mulo."""
   lopt = optimizers.get("mulo", hidden=4)
   theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
   fields = {"optimizer": "mulo", "settings": {"hidden": 4},
@@ -29,12 +31,12 @@ def path(tmp_path):
 
 
 def test_round_trip(path):
-  found, expected = mulo.read(path), make()
+  actual, expected = mulo.read(path), make()
   for name in ("optimizer", "settings", "parametrization", "record",
                "licence"):
-    assert getattr(found, name) == getattr(expected, name)
-  jax.tree.map(np.testing.assert_array_equal, found.theta, expected.theta)
-  assert set(found.theta) == {
+    assert getattr(actual, name) == getattr(expected, name)
+  jax.tree.map(np.testing.assert_array_equal, actual.theta, expected.theta)
+  assert set(actual.theta) == {
       "w0", "b0", "w1", "b1", "w2", "b2", "momentum_decays",
       "factored_decays", "second_decay"}
 
@@ -64,7 +66,7 @@ def test_truncated(path, keep):
 
 
 def rewrite(path, flat=None, **changes):
-  """The file with other metadata or tensors, and hashes that fit."""
+  """Write the file again with other metadata or tensors, and right hashes."""
   tensors = safetensors_numpy.load(path.read_bytes()) if flat is None else flat
   size = int.from_bytes(path.read_bytes()[:8], "little")
   metadata = json.loads(path.read_bytes()[8:8 + size])["__metadata__"]
@@ -93,6 +95,93 @@ def rewrite(path, flat=None, **changes):
 def test_other_metadata(path, changes, message):
   rewrite(path, **changes)
   with pytest.raises(ValueError, match=message):
+    mulo.read(path)
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("imported").touch()
+
+
+def make(command=""):
+  pathlib.Path(__file__).with_name("called").touch()
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+  """Folder of a module that leaves traces when it is imported or called."""
+  folder = tmp_path / "code"
+  folder.mkdir()
+  (folder / "hostile_code.py").write_text(CODE)
+  monkeypatch.syspath_prepend(folder)
+  yield folder
+  sys.modules.pop("hostile_code", None)
+
+
+@pytest.mark.parametrize("name", [
+    "os:system", "subprocess:getoutput", "builtins:exec", "hostile_code:make",
+    "hostile_code:nothing", "not_installed:make", " os:system", "os:system ",
+    ":", "hostile_code:", "a\x1b[2J:make"])
+@pytest.mark.parametrize("field", ["optimizer", "parametrization"])
+def test_code_that_a_file_names_is_not_run(field, name, path, hostile):
+  target = hostile / "called"
+  settings = {"hidden": 4} if field == "parametrization" else {
+      "command": f"touch {target}"}
+  rewrite(path, **{field: name, "settings": settings})
+  others = ("mulo", "hostile_code", "os.system", "os")
+  for attempt in (
+      lambda: mulo.read(path), lambda: mulo.read(path, trust=others),
+      lambda: artifact_lib.read(path), lambda: mulo.load(path, trust=others)):
+    with pytest.raises(mulo.ArtifactError, match="would run that code") as e:
+      attempt()
+    assert str(e.value).startswith(f"{path} was refused: it names")
+    assert str(e.value).isprintable()
+  assert "hostile_code" not in sys.modules
+  assert [x.name for x in hostile.iterdir()] == ["hostile_code.py"]
+
+
+def test_the_traces_of_code_are_seen(path, hostile):
+  """With trust the code of a file runs, so the test above can fail."""
+  target = hostile / "called"
+  rewrite(path, optimizer="os:system", settings={"command": f"touch {target}"})
+  with pytest.raises(mulo.ArtifactError, match="'int' object"):
+    mulo.read(path, trust=["os:system"])
+  assert target.exists()
+  rewrite(path, parametrization="hostile_code:make", settings={"hidden": 4},
+          optimizer="mulo")
+  assert mulo.read(path, trust={"hostile_code:make"}).optimizer == "mulo"
+  assert (hostile / "imported").exists()
+
+
+def test_all_names_of_a_file_must_be_trusted(path, hostile):
+  names = "hostile_code:make", "os:system"
+  rewrite(path, optimizer=names[0], parametrization=names[1])
+  with pytest.raises(mulo.ArtifactError) as e:
+    mulo.read(path)
+  assert 'trust=("hostile_code:make", "os:system",)' in str(e.value)
+  with pytest.raises(mulo.ArtifactError) as e:
+    mulo.read(path, trust=names[:1])
+  assert 'trust=("os:system",), or install' in str(e.value)
+  assert "hostile_code" not in sys.modules
+
+
+def test_trust_is_not_a_string(path):
+  """A string has other names within it."""
+  rewrite(path, optimizer="os:system", settings={"command": "true"})
+  for trust in ("os:system", "os:system2"):
+    with pytest.raises(ValueError, match="must be a collection of names"):
+      mulo.read(path, trust=trust)
+
+
+def test_retired_settings(path):
+  old = {"hidden": 4, "normalize": False, "vector_mult": 1.0}
+  rewrite(path, settings=old)
+  artifact = mulo.read(path)
+  assert artifact.settings == {"hidden": 4}
+  jax.tree.map(np.testing.assert_array_equal, artifact.theta, make().theta)
+  rewrite(path, settings=old | {"normalize": True})
+  with pytest.raises(mulo.ArtifactError, match="normalize = True"):
     mulo.read(path)
 
 

@@ -1,4 +1,4 @@
-"""Every optimizer fits optax and JAX, and the checks of that can fail."""
+"""Every optimizer passes the optax contract, and each check can fail."""
 
 import contextlib
 import sys
@@ -45,7 +45,7 @@ def test_newton_schulz_on_explicit_axes(tmp_path):
 
 
 def make(update, init=lambda params: optax.EmptyState()):
-  """A factory of something broken."""
+  """Return a factory of a broken optimizer."""
   tx = optax.GradientTransformationExtraArgs(init, update)
   return lambda: tx
 
@@ -55,7 +55,13 @@ def scaled(grads, factor=-0.5):
 
 
 def momentum(dtype=None, share=False, after=lambda m: m):
-  """Momentum whose state is as said, before and after a step."""
+  """Return a factory of momentum with a broken state.
+
+  Args:
+    dtype: of the state; None for the dtype of the parameters.
+    share: whether two parts of the state are the same arrays.
+    after: applied to the state in each step.
+  """
   def init(params):
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
     return (zeros, zeros if share else jax.tree.map(jnp.copy, zeros))
@@ -75,14 +81,14 @@ def weak_count():
 
 
 def by_rate(scale):
-  """Something that uses its learning rate wrongly."""
+  """Return a factory whose updates have the multiplier `scale(rate)`."""
   return lambda learning_rate=1.0: make(
       lambda grads, state, params=None, **extra_args: (
           scaled(grads, scale(learning_rate)), state))()
 
 
 def on_leaves(fn):
-  """A stateless rule for each leaf."""
+  """Return a factory of a stateless rule, applied to each array."""
   return make(lambda grads, state, params=None, **extra_args: (
       jax.tree.map(fn, grads), state))
 
@@ -110,7 +116,7 @@ def decay_in_place(grads, state, params=None, **extra_args):
 
 
 def gathers(grads, state, params=None, **extra_args):
-  """Momentum that ends up whole on each device."""
+  """Momentum that is gathered on each device."""
   mesh = jax.typeof(jax.tree.leaves(grads)[0]).sharding.mesh
   whole = lambda x: jax.sharding.reshard(x, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))
@@ -168,7 +174,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("name, factory", BROKEN, ids=[x[0] for x in BROKEN])
-def test_what_is_broken_fails(name, factory):
+def test_broken_optimizers_fail(name, factory):
   with pytest.raises(AssertionError):
     CHECKS[name](factory)
 
@@ -178,17 +184,18 @@ def test_every_check_is_seen_to_fail():
 
 
 def test_run():
-  found = testing.run(weak_count())
-  assert list(found) == list(CHECKS)
-  assert "compiled again" in found["jit"]
-  assert found["inject_hyperparams"].startswith("skipped: the factory takes no")
-  assert found["chain"] is None and found["masked"] is None
-  lines = contract.table({"x": found}).splitlines()
+  results = testing.run(weak_count())
+  assert list(results) == list(CHECKS)
+  assert "compiled again" in results["jit"]
+  assert results["inject_hyperparams"].startswith(
+      "skipped: the factory takes no")
+  assert results["chain"] is None and results["masked"] is None
+  lines = contract.table({"x": results}).splitlines()
   assert len(lines) == len(CHECKS) + 2
   assert "no" in lines[2 + list(CHECKS).index("jit")].split("|")[-2]
 
 
-def test_packages_that_are_missing(monkeypatch):
+def test_missing_packages(monkeypatch):
   monkeypatch.setitem(sys.modules, "equinox", None)
   with pytest.raises(unittest.SkipTest, match="needs the package equinox"):
     CHECKS["equinox"](optax.sgd)
@@ -219,7 +226,10 @@ def make(step_mult: float = 0.1) -> base.LearnedOptimizer:
 
 
 def vectors(step_mult):
-  """What is in a file of tests/golden, of NEW: six steps with one sign."""
+  """Return the content of a file in tests/golden for NEW.
+
+  All gradients have one sign, so the six steps are equal.
+  """
   params = {"w": np.float32([[1, 2], [3, 4]]), "b": np.float32([0, 1])}
   arrays = {"optimizer": "sign_descent", "settings": '{"step_mult": 0.1}',
             "theta/log_step": np.float32([0.5, -0.5])}
@@ -233,7 +243,7 @@ def vectors(step_mult):
 
 
 def test_a_new_optimizer_is_one_file(tmp_path, monkeypatch):
-  """As WORKSPACE.md says: found by its name, held to contract and vectors."""
+  """A file in the folder is found by name; contract and vectors test it."""
   (tmp_path / "sign_descent.py").write_text(NEW)
   monkeypatch.setattr(optimizers, "__path__",
                       [*optimizers.__path__, str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The coordinate check, on a network of one's own and as a command."""
+"""The coordinate check, as a function and as a command."""
 
 import types
 
@@ -41,7 +41,7 @@ def apply_and_loss(params, key, width):
 def test_it_tells_right_from_wrong():
   base = init(jax.random.key(0), 16)
   delta = init(jax.random.key(0), 32)
-  # One optimizer for all widths, as factors follow from shapes.
+  # One optimizer serves all widths: its multipliers follow from shapes.
   right = mulo.coord_check(
       init, apply_and_loss, scaling.mu_adamw(
           0.02, base, inference={"delta_shapes": delta}, eps=1e-12), WIDTHS,
@@ -53,7 +53,7 @@ def test_it_tells_right_from_wrong():
   assert right.layers["second"].size.shape == (3, 3, 4)
   assert right.loss.shape == (3, 3, 5)
   assert np.mean(right.loss[..., -1]) < 0.9 * np.mean(right.loss[..., 0])
-  # A readout of zeros moves nothing in the first step, which is not judged.
+  # Behind a readout of zeros, nothing changes in step 1, which is not judged.
   assert np.isnan(right.layers["second"].fits[1].slope)
   wrong = mulo.coord_check(
       init, apply_and_loss, lambda width: optax.adam(0.02), WIDTHS,
@@ -69,17 +69,23 @@ def test_it_tells_right_from_wrong():
     (scaling.mu_muon, optax.contrib.muon, 0.05)])
 def test_other_optimizers_of_optax(make, plain, rate):
   base, delta = (init(jax.random.key(0), n) for n in (16, 32))
-  found = [mulo.coord_check(
+  under_mup, standard = [mulo.coord_check(
       init, apply_and_loss, tx, WIDTHS, steps=(2,), kinds={"first": "input"},
       limits={"input": (-0.15, 0.15), "hidden": (-0.15, 0.15)})
-           for tx in (make(rate, base, inference={"delta_shapes": delta}),
-                      plain(rate))]
-  assert found[0].passed, found[0].table()
-  assert not found[1].passed, found[1].table()
+                         for tx in (
+                             make(rate, base,
+                                  inference={"delta_shapes": delta}),
+                             plain(rate))]
+  assert under_mup.passed, under_mup.table()
+  assert not standard.passed, standard.table()
 
 
 def attention(scale):
-  """A layer of attention, of two heads that grow in size; for `coord_check`."""
+  """Return `init` and `apply_and_loss` of attention with two growing heads.
+
+  Args:
+    scale: `(head size) -> multiplier of the attention logits`.
+  """
   names = ("q", "k", "v", "o")
 
   def init(key, width):
@@ -122,30 +128,33 @@ def test_attention_logits_of_heads_that_grow_in_size(name, scale):
     assert report.passed, report.table()
   else:
     assert slope > 0.3 and not report.passed
-    assert not report.layers["logits"].reasons  # which do not show it
+    assert not report.layers["logits"].reasons  # the logits do not show it
 
 
-def of_task(opt_fn, rule, widths=(32, 128, 512)):
-  rule = parametrizations.get(rule) if isinstance(rule, str) else rule
+def check_mlp(opt_fn, parametrization, widths=(32, 128, 512)):
+  """Return the report on an MLP, and its slopes by kind and step."""
+  if isinstance(parametrization, str):
+    parametrization = parametrizations.get(parametrization)
   report = coord_check.check(
-      opt_fn, rule, {"name": "mlp", "depth": 2}, "width", widths, 2, (2, 5),
-      None, lambda size: None)
+      opt_fn, parametrization, {"name": "mlp", "depth": 2}, "width", widths, 2,
+      (2, 5), None, lambda size: None)
   return report, {
       layer.kind: {step: fit.slope for step, fit in layer.fits.items()}
       for layer in report.layers.values()}
 
 
 def test_a_learned_optimizer_with_random_weights():
-  opt_fn, rule = coord_check.opt_fn_of("adafac_mlp", settings={"hidden": 4})
-  assert rule == "mup"
-  _, slopes = of_task(opt_fn, rule, (32, 256))
+  opt_fn, parametrization = coord_check.opt_fn_of(
+      "adafac_mlp", settings={"hidden": 4})
+  assert parametrization == "mup"
+  _, slopes = check_mlp(opt_fn, parametrization, (32, 256))
   for kind, floor in (("input", -0.2), ("hidden", -0.2), ("output", -0.3)):
     for slope in slopes[kind].values():
       assert floor <= slope <= 0.1, (kind, slope)
 
 
 def aligned(rate):
-  """A rule for updates whose entries are of the signs of momentum."""
+  """Return an `opt_fn` whose updates have the signs of the momentum."""
   return lambda theta, *, num_steps=None: optax.chain(
       optax.scale_by_adam(eps=1e-16), optax.stateless(
           lambda updates, params: jax.tree.map(
@@ -153,38 +162,39 @@ def aligned(rate):
 
 
 def test_updates_that_are_aligned_with_gradients():
-  """muP passes; a part of it is not enough, and neither is none."""
-  report, slopes = of_task(aligned(0.05), "mup")
+  """Only muP passes, not a subset of its multipliers."""
+  report, slopes = check_mlp(aligned(0.05), "mup")
   assert report.passed, report.table()
   assert abs(slopes["hidden"][5]) < 0.05
-  _, slopes = of_task(aligned(0.01), "standard")
+  _, slopes = check_mlp(aligned(0.01), "standard")
   assert slopes["hidden"][2] > 0.4
-  _, slopes = of_task(aligned(0.3), "standard_per_layer")
+  _, slopes = check_mlp(aligned(0.3), "standard_per_layer")
   assert abs(slopes["hidden"][2]) < 0.2
-  of_updates = parametrizations.get("mup").update_mult
   hidden_alone = parametrizations.get("standard")._replace(
-      update_mult=of_updates, needs_base_shapes=True)
-  _, slopes = of_task(aligned(0.05), hidden_alone)
+      update_mult=parametrizations.get("mup").update_mult,
+      needs_base_shapes=True)
+  _, slopes = check_mlp(aligned(0.05), hidden_alone)
   assert abs(slopes["hidden"][2]) < 0.2
   assert slopes["output"][2] > 0.4
 
 
-def test_epsilons_that_gradients_are_scaled_for():
-  """What the published constants switch off in wide networks is on again."""
+def test_scaled_gradients_stay_above_epsilons():
+  """The published epsilons stop wide layers; scaled gradients move them again.
+  """
   lopt, theta = epsilon_study.optimizer("as published", "normalised gradient")
-  found = [coord_check.check(
+  plain, scaled = [coord_check.check(
       lambda _, **settings: lopt.opt_fn(theta), parametrizations.get("mup"),
       {"name": "mlp", "depth": 2}, "width", (64, 256), 3, (2,), None,
       lambda size: None, scale).layers["layer_1"].fits[2].slope
-           for scale in (False, True)]
-  assert found[0] < -1 and abs(found[1]) < 0.3, found
+                   for scale in (False, True)]
+  assert plain < -1 and abs(scaled) < 0.3, (plain, scaled)
 
 
 def test_fit():
   sizes = np.array([64, 128, 256, 512])
   line = 3.0 * np.stack([sizes**0.5, sizes**0.5], 1)
-  found = coord_check_lib.fit(sizes, line)
-  np.testing.assert_allclose(found, (0.5, 0, 0), atol=1e-6)
+  np.testing.assert_allclose(
+      coord_check_lib.fit(sizes, line), (0.5, 0, 0), atol=1e-6)
   bent = line * np.array([1, 1, 1, 2])[:, None]
   assert coord_check_lib.fit(sizes, bent).residual > 0.25
   assert coord_check_lib.fit(sizes, line * [[0.9, 1.1]]).error > 0
@@ -196,11 +206,12 @@ def test_fit():
     (0.05, 0.1, 2, ""), (0.3, 0.1, 2, "slope +0.30"), (0.3, 0.1, 1, ""),
     (0.05, 0.3, 2, "off the line"), (np.nan, np.nan, 2, "does not move")])
 def test_verdicts(slope, residual, step, words):
-  layer = coord_check_lib.Layer("hidden", (-0.1, 0.1), np.ones((2, 1, 1)),
-                       np.ones((2, 1, 2)),
-                       {step: coord_check_lib.Fit(slope, 0.01, residual)})
+  layer = coord_check_lib.Layer(
+      "hidden", (-0.1, 0.1), np.ones((2, 1, 1)), np.ones((2, 1, 2)),
+      {step: coord_check_lib.Fit(slope, 0.01, residual)})
   assert words in " ".join(layer.reasons) and bool(layer.reasons) == bool(words)
-  report = mulo.CoordCheckReport("width", (1, 2), {"h": layer}, np.ones((2, 1, 1)))
+  report = mulo.CoordCheckReport(
+      "width", (1, 2), {"h": layer}, np.ones((2, 1, 1)))
   assert report.passed == (not words)
   assert ("FAIL" in report.table()) == bool(words)
 
@@ -211,7 +222,7 @@ def test_verdicts(slope, residual, step, words):
     ({"kinds": {"third": "input"}}, "'third', which is no layer"),
     ({"kinds": {"second": "middle"}}, "'middle' of second, a kind without")])
 def test_errors(settings, message):
-  """Each of them before anything is trained."""
+  """Errors are raised before any network is trained."""
 
   def fail(width):
     raise AssertionError(f"Trained at width {width}.")
@@ -233,7 +244,7 @@ def test_no_common_layer(axis):
 
 
 def test_depth_has_its_own_kind_and_limits():
-  """As many entries at all depths do not make an output."""
+  """A layer of fixed size is an output along width, but not along depth."""
   report = mulo.coord_check(
       lambda key, depth: init(key, 4), apply_and_loss, optax.sgd(0.1), (1, 2),
       seeds=1, steps=(2,), axis="depth")
@@ -260,8 +271,8 @@ def test_layers_of_tasks(name, settings, expected):
         jnp.asarray, task.data["train"]))
     return task.activations(task.init(key), batch)
 
-  found = jax.eval_shape(layers, jax.random.key(0))
-  kinds = coord_check.kinds_of(task, list(found))
+  shapes = jax.eval_shape(layers, jax.random.key(0))
+  kinds = coord_check.kinds_of(task, list(shapes))
   assert expected.items() <= kinds.items(), kinds
   ends = coord_check.ends(dict.fromkeys(
       ("layer_0", "layer_2", "layer_10", "output", "Block_3/Dense_0"), 0))
@@ -269,33 +280,39 @@ def test_layers_of_tasks(name, settings, expected):
 
 
 def test_depth_in_tasks():
-  """The branch is multiplied, and updates of what is in it."""
+  """Multipliers are on the branch, and on the updates of its parameters."""
   networks = {}
   for name in ("mup", "depth_mup", "completep"):
-    rule = parametrizations.get(name)
-    task = families.get("mlp", rule, width=4, depth=5, residual=True)
+    parametrization = parametrizations.get(name)
+    task = families.get(
+        "mlp", parametrization, width=4, depth=5, residual=True)
     params = task.init(jax.random.key(0))
     tx = unroll.scaled(
-        lambda theta, **_: optax.identity(), rule, task)(None)
+        lambda theta, **_: optax.identity(), parametrization, task)(None)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
     batch = {"image": jnp.ones((1, 8, 8, 1))}
     networks[name] = updates, task.activations(params, batch)
-  plain, moved = networks["mup"]
-  for name, branch, factor in (("depth_mup", 0.5, 0.5), ("completep", 0.25, 1)):
+  plain, plain_layers = networks["mup"]
+  for name, branch_mult, update_mult in (
+      ("depth_mup", 0.5, 0.5), ("completep", 0.25, 1)):
     updates, layers = networks[name]
     for i in range(6):
       inside = 1 <= i <= 4
       for leaf in "wb":
         np.testing.assert_allclose(
             updates[f"layer_{i}"][leaf],
-            (factor if inside else 1) * plain[f"layer_{i}"][leaf], rtol=1e-6)
-    np.testing.assert_allclose(layers["layer_0"], moved["layer_0"], rtol=1e-6)
+            (update_mult if inside else 1) * plain[f"layer_{i}"][leaf],
+            rtol=1e-6)
+    np.testing.assert_allclose(
+        layers["layer_0"], plain_layers["layer_0"], rtol=1e-6)
     np.testing.assert_allclose(
         layers["layer_1"] - layers["layer_0"],
-        branch * (moved["layer_1"] - moved["layer_0"]), rtol=1e-4, atol=1e-6)
+        branch_mult * (plain_layers["layer_1"] - plain_layers["layer_0"]),
+        rtol=1e-4, atol=1e-6)
 
 
 def asked(tmp_path, **flags):
+  """Return flags of the command, with defaults for all others."""
   return types.SimpleNamespace(**{
       "workdir": str(tmp_path), "optimizer": "adam", "optimizer_settings": [],
       "parametrization": None, "control": None, "with_control": True,
@@ -306,14 +323,14 @@ def asked(tmp_path, **flags):
       **flags})
 
 
-def test_a_learning_rate_of_zero_is_one():
+def test_a_learning_rate_of_zero_is_not_the_default():
   tx = coord_check.opt_fn_of("adam", 0.0)[0](None)
   updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
   np.testing.assert_array_equal(updates, 0)
 
 
 def test_command(tmp_path, capsys):
-  status = coord_check.run(asked(
+  status = coord_check.main(asked(
       tmp_path, parametrization="standard", with_control=False))
   out = capsys.readouterr().out
   assert f"adam under standard: {'FAIL' if status else 'PASS'}" in out
@@ -326,17 +343,17 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize("slope, of_control, status", [
     (0.0, 0.9, 0), (0.9, 0.9, 1), (0.0, 0.0, 2), (0.9, 0.0, 2)])
 def test_exit_status(tmp_path, monkeypatch, slope, of_control, status):
-  """0 only if the check passes and the control does not."""
+  """The status is 0 only if the check passes and the control fails."""
 
-  def check(opt_fn, rule, section, axis, sizes, *args):
+  def check(opt_fn, parametrization, section, axis, sizes, *args):
     ones = np.ones((len(sizes), 1, 1))
     layer = coord_check_lib.Layer("hidden", (-0.1, 0.1), ones, np.ones(
         (len(sizes), 1, 2)), {2: coord_check_lib.Fit(
-            slope if rule.needs_base_shapes else of_control, 0, 0)})
+            slope if parametrization.needs_base_shapes else of_control, 0, 0)})
     return mulo.CoordCheckReport(axis, sizes, {"h": layer}, ones)
 
   monkeypatch.setattr(coord_check, "check", check)
-  assert coord_check.run(asked(tmp_path, steps=["2"])) == status
+  assert coord_check.main(asked(tmp_path, steps=["2"])) == status
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -347,4 +364,4 @@ def test_exit_status(tmp_path, monkeypatch, slope, of_control, status):
     ({"sizes": ["8"]}, "at least two")])
 def test_errors_of_the_command(tmp_path, flags, message):
   with pytest.raises((ValueError, OSError), match=message):
-    coord_check.run(asked(tmp_path, **flags))
+    coord_check.main(asked(tmp_path, **flags))

@@ -1,4 +1,4 @@
-"""Readers of data sets, on real files and on damaged ones."""
+"""Data sets: splits, noise and errors, on real files where there are any."""
 
 import importlib
 import os
@@ -34,7 +34,7 @@ def test_image_splits_are_disjoint_and_complete(name):
   images = [x["image"].reshape(len(x["image"]), -1)
             for x in data.splits.values()]
   assert sum(len(x) for x in images) == DATA_SETS[name]
-  # Pixels identify an example: count those that stand in two splits.
+  # Pixels identify an example: no example may be in two splits.
   sets = [{x.tobytes() for x in part} for part in images]
   assert sum(map(len, sets)) == len(set.union(*sets))
 
@@ -51,7 +51,7 @@ def test_examples_are_what_they_should_be(name):
 
 
 def test_permutation_is_fixed():
-  """Splits must not change between versions: this is their fingerprint."""
+  """Splits must not change between versions of this project."""
   label = images_lib.image_data("digits").splits["test"]["label"]
   assert label[:12].tolist() == [1, 5, 0, 7, 1, 0, 6, 1, 5, 4, 9, 2]
 
@@ -77,11 +77,12 @@ def test_cifar_is_in_colour_and_upright():
   assert image.shape[1:] == (32, 32, 3)
   means = image.mean((0, 1, 2))
   assert means[2] < means[1] and means[2] < means[0]  # blue is the weakest
-  # The sky is above: rows get darker.
+  # The sky is at the top, so the first row is brighter than the last.
   assert image[:, 0].mean() > image[:, -1].mean()
-  # Neighbours are alike, along both axes.
+  # Neighbouring pixels are similar along both axes; two random pixels differ by
+  # about 70.
   for axis in (1, 2):
-    assert np.abs(np.diff(image.astype(float), axis=axis)).mean() < 20  # of 70
+    assert np.abs(np.diff(image.astype(float), axis=axis)).mean() < 20
 
 
 @needs_files
@@ -90,7 +91,7 @@ def test_resizing_and_greyscale():
   data = images_lib.image_data("cifar10", size=8, greyscale=True)
   image = data.splits["test"]["image"]
   assert image.dtype == np.uint8 and image.shape[1:] == (8, 8, 1)
-  # Nearly the means of 4 x 4 pixels: the linear filter is wider than that.
+  # Close to the means of 4 x 4 pixels; the linear filter is a little wider.
   means = full.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4, 5))
   assert np.abs(image[..., 0] - means).mean() < 6
   assert np.corrcoef(image.ravel(), means.ravel())[0, 1] > 0.98
@@ -102,12 +103,12 @@ def test_text(name):
   assert data.vocab_size == 256 and set(data.splits) == set(base.SPLITS)
   train = data.splits["train"]["token"]
   assert train.dtype == np.uint8 and len(train) > 500_000
-  # Pieces of the other splits do not stand in the train split.
-  inside = train.tobytes()
+  # Passages of the other splits are not in the train split.
+  train_bytes = train.tobytes()
   for split in ("inner_valid", "outer_valid", "test"):
     token = data.splits[split]["token"]
     assert len(token) > 20_000
-    assert token[10_000:11_000].tobytes() not in inside
+    assert token[10_000:11_000].tobytes() not in train_bytes
 
 
 @needs_files
@@ -143,7 +144,7 @@ def test_standardized_pixels():
 def test_label_noise():
   clean, noisy = (image_tasks.load(label_noise=x).splits for x in (0.0, 0.5))
   changed = np.mean(clean["train"]["label"] != noisy["train"]["label"])
-  assert 0.4 < changed < 0.5  # some draw the label that they had
+  assert 0.4 < changed < 0.5  # a random label may be the old label
   np.testing.assert_array_equal(
       clean["test"]["label"], noisy["test"]["label"])
 
@@ -154,15 +155,16 @@ def test_pixel_noise():
   for name, split in noisy.splits.items():
     x, y = (s[name]["image"] for s in (clean.splits, noisy.splits))
     assert y.dtype == np.uint8 and y.max() <= x.max() == 16
-    inside = (x > 6) & (x < 10)  # where hardly anything is clipped
-    change = y[inside].astype(float) - x[inside]
+    middle = (x > 6) & (x < 10)  # pixels that are rarely clipped
+    change = y[middle].astype(float) - x[middle]
     assert abs(np.mean(change)) < 0.5 and 3.5 < np.std(change) < 4.5, name
     np.testing.assert_array_equal(y, again.splits[name]["image"])
     np.testing.assert_array_equal(split["label"], clean.splits[name]["label"])
 
 
 @pytest.mark.parametrize("name, message", [
-    ("minst", "Unknown data set 'minst'; available: digits, mnist"),
+    ("minst", "Unknown data set 'minst'; available: cifar10, cifar100, digits, "
+     r"fashion_mnist, imagenet32, imagenet64, mnist, hf://\*, where"),
     ("", "Unknown data set ''")])
 def test_unknown_data_set(name, message):
   with pytest.raises(ValueError, match=message):
@@ -175,7 +177,7 @@ def test_unknown_data_set(name, message):
      "Unknown vocab 'word'; available: bytes, bpe"),
     (text_lib.text_data, {"name": "python", "vocab": "bpe", "vocab_size": 9},
      "vocab_size must be from 257 to 65536, got 9"),
-    (text_lib.text_data, {"name": "../etc/passwd"}, "is no path"),
+    (text_lib.text_data, {"name": "../etc/passwd"}, "must not be a path"),
     (image_tasks.load, {"label_noise": 1.5}, "from 0 to 1, got 1.5"),
     (image_tasks.load, {"pixel_noise": -1.0}, "be negative, got -1.0")])
 def test_arguments_that_make_no_sense(load, arguments, message):
@@ -203,7 +205,7 @@ def test_missing_files(tmp_path, load, name, message):
 
 
 def test_hugging_face(monkeypatch):
-  """The library itself is not a dependency: a module that looks like it."""
+  """A fake module stands in for the library, which is not a dependency."""
   picture = importlib.import_module("PIL.Image").fromarray
   rows = [picture(np.full((6, 6, 3), i, np.uint8)) for i in range(10)]
 

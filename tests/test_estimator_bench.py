@@ -1,4 +1,4 @@
-"""Bias of the gradient estimators beside the exact gradient of a quadratic."""
+"""Bias of the gradient estimators against the exact gradient of a quadratic."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def row(table, name):
 
 
 def test_exact_gradient():
-  """Central differences, in float64 and without JAX."""
+  """Compare with central differences in float64, without JAX."""
   dim, condition = estimator_bench.DIM, estimator_bench.CONDITION
   curvature = 2 * np.linspace(1, condition, dim) / (1 + condition)
 
@@ -50,20 +50,20 @@ def test_every_estimator_is_in_the_table(table):
 
 @pytest.mark.parametrize("name", UNBIASED)
 def test_unbiased(table, name):
-  found = row(table, name)
+  columns = row(table, name)
   for part in PARTS:
-    error, bar = abs(found[f"error {part}"]), found[f"3 SE {part}"]
+    error, bar = abs(columns[f"error {part}"]), columns[f"3 SE {part}"]
     assert error < max(4 / 3 * bar, 1e-3)
-    assert bar / 3 < 0.03  # so the line above says something
+    assert bar / 3 < 0.03  # otherwise the line above would hold by chance
   if name != "full_backprop":
-    assert found["std per copy"] > 0.1
+    assert columns["std per copy"] > 0.1
 
 
 @pytest.mark.parametrize("name", BIASED)
 def test_biased(table, name):
-  found = row(table, name)
-  assert found["bias"] > max(0.5, 10 / 3 * found["3 standard errors"])
-  assert found["within 3 standard errors"] == "no"
+  columns = row(table, name)
+  assert columns["bias"] > max(0.5, 10 / 3 * columns["3 standard errors"])
+  assert columns["within 3 standard errors"] == "no"
 
 
 def test_truncated_estimators_share_their_bias(table):
@@ -76,16 +76,16 @@ def test_truncated_estimators_share_their_bias(table):
 
 
 def test_variance_of_full_es(table):
-  """3 |exact|^2 in all, from two numbers in theta and a linear loss.
+  """The total variance is 3 |g|^2: theta has two numbers, the loss is linear.
 
-  The estimate is eps (eps . g) / std^2, its covariance |g|^2 I + g g^T.
+  The estimate is eps (eps . g) / std^2, with covariance |g|^2 I + g g^T.
   """
   assert row(table, "full_es")["std per copy"] == pytest.approx(
       np.sqrt(3), rel=0.1)
 
 
-def test_neither_smoothing_nor_rounding_is_seen(table):
-  """The same noise, scaled: smoothing shows in the one, rounding in both."""
+def test_smoothing_and_rounding_are_negligible(table):
+  """Scale the noise: smoothing grows with it, rounding shrinks."""
   grads = estimator_bench.estimates("pes", 8192, 1, 3e-3)
   large = estimator_bench.accuracy(grads, estimator_bench.exact())
   small = row(table, "pes")
@@ -103,14 +103,14 @@ def test_within(offset, noise, expected):
   rng = np.random.default_rng(0)
   grads = target + 5 * (
       offset * np.array([0, 1]) + noise * rng.normal(size=(1000, 2)))
-  found = estimator_bench.accuracy(grads, target)
-  assert found["within 3 standard errors"] == expected
+  columns = estimator_bench.accuracy(grads, target)
+  assert columns["within 3 standard errors"] == expected
   bar = 3 * noise / np.sqrt(1000)
-  assert found["bias"] == pytest.approx(
+  assert columns["bias"] == pytest.approx(
       offset, rel=1e-6, abs=1.5 * bar)
-  assert found["std per copy"] == pytest.approx(
+  assert columns["std per copy"] == pytest.approx(
       np.sqrt(2) * noise, rel=0.05, abs=1e-12)
-  assert found["3 SE momentum"] == pytest.approx(bar, rel=0.1, abs=1e-12)
+  assert columns["3 SE momentum"] == pytest.approx(bar, rel=0.1, abs=1e-12)
 
 
 def test_files(table, tmp_path):

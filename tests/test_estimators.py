@@ -1,4 +1,5 @@
-"""Estimators against exact meta-gradients, and their bookkeeping."""
+"""Estimators compared with exact meta-gradients, and what they keep track of.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ LENGTH = TRUNCATION * WINDOWS
 
 
 def sgd(theta, *, num_steps=None):
-  """Gradient descent with momentum; theta: log step size and momentum."""
+  """Return gradient descent; theta has the log step size and the momentum."""
   del num_steps
   return optax.with_extra_args_support(optax.chain(
       optax.trace(theta["momentum"]), optax.scale(-jnp.exp(theta["log_step"]))))
@@ -30,7 +31,10 @@ THETA = {"log_step": jnp.float32(-1.5), "momentum": jnp.float32(0.3)}
 
 
 def same_start(task):
-  """The task with one initial point, so that one exact gradient exists."""
+  """Return the task with a constant initial point.
+
+  Then there is one exact meta-gradient, the same for all copies.
+  """
   return task._replace(init=lambda key: {"p": jnp.array([1.0, -0.5, 2.0])})
 
 
@@ -38,13 +42,17 @@ TASK = same_start(families.get("quadratic", None, dim=3))
 
 
 def make(std=0.01, name="pes", **settings):
+  """Return an estimator on TASK whose episodes all have LENGTH steps."""
   return estimators.get(name, task=TASK, opt_fn=sgd, std=std, **{
       "truncation": TRUNCATION, "shortest": LENGTH, "longest": LENGTH,
       "stagger": False, **settings})
 
 
 def episode(estimator, copies, seed=0, windows=WINDOWS):
-  """(estimates, states) of each truncation of episodes that start together."""
+  """Return (estimates, states) of `windows` truncations.
+
+  The episodes of all copies start together.
+  """
   keys = jax.random.split(jax.random.key(seed), copies)
   state = estimator.init(keys, THETA)
   estimate = jax.jit(estimator.estimate)
@@ -59,7 +67,15 @@ def episode(estimator, copies, seed=0, windows=WINDOWS):
 
 
 def window_losses(thetas):
-  """Mean loss of each truncation, with its own theta in each. [windows]."""
+  """Return the mean loss of each truncation.
+
+  Args:
+    thetas: a theta for each truncation, tree like theta with leading axis
+      [WINDOWS].
+
+  Returns:
+    [WINDOWS].
+  """
   state = unroll.start(TASK, sgd, THETA, jax.random.key(0), LENGTH)
   losses = []
   for t in range(WINDOWS):
@@ -71,18 +87,23 @@ def window_losses(thetas):
 
 
 def exact():
-  """d loss of window k / d theta of window i, per parameter: [k, i]."""
+  """Return d (loss of truncation k) / d (theta of truncation i).
+
+  Returns:
+    {parameter: [k, i]}.
+  """
   thetas = jax.tree.map(lambda x: jnp.full(WINDOWS, x), THETA)
   return jax.jit(jax.jacobian(window_losses))(thetas)
 
 
 def test_bias_and_variance_on_a_quadratic():
-  """Mean and variance per pair are those that the theory gives.
+  """The mean of the estimates is exact, within the error that theory predicts.
 
-  Where losses are linear in the noise, the estimate of window k is
-  xi_k * sum_i a_ki eps_i / std^2, so its mean is sum_i a_ki and its variance,
-  by Isserlis' theorem for Gaussian eps, is k |a_k|^2 + (sum_i a_ki)^2, where
-  |a_k|^2 runs over all numbers in theta.
+  For losses linear in the noise, PES estimates truncation k (k = 1, 2, ...) as
+  `xi_k * sum_i a_ki eps_i / std^2`. The mean is `sum_i a_ki`. By Isserlis'
+  theorem for Gaussian eps, the variance per pair is
+  `k |a_k|^2 + (sum_i a_ki)^2`, where |a_k|^2 is a sum over all numbers in
+  theta.
   """
   copies, std = 4096, 1e-3
   estimator = make(std)
@@ -94,20 +115,20 @@ def test_bias_and_variance_on_a_quadratic():
       mean = np.sum(a[k])
       error = np.sqrt(((k + 1) * squares + mean**2) / copies)
       assert abs(outs[k].grad[name] - mean) < 4 * error, (k, name)
-      assert error < 0.2 * abs(mean)  # so the line above says something
+      assert error < 0.2 * abs(mean)  # otherwise the line above tests nothing
 
 
 def test_variance_of_single_pairs():
-  """The variance that the test above takes from theory."""
+  """The variance per pair is the one that the test above assumes."""
   repeats = 300
   estimator = make(1e-3)
   keys = jax.random.split(jax.random.key(7), repeats)
 
   def last(key):
-    start, *rest = jax.random.split(key, WINDOWS + 1)
-    state = estimator.init(start[None], THETA)
-    for k in rest:
-      out, state = estimator.estimate(k[None], THETA, state, TASK.data)
+    init_key, *step_keys = jax.random.split(key, WINDOWS + 1)
+    state = estimator.init(init_key[None], THETA)
+    for step_key in step_keys:
+      out, state = estimator.estimate(step_key[None], THETA, state, TASK.data)
     return out.grad
 
   grads = jax.jit(jax.vmap(last))(keys)
@@ -119,12 +140,12 @@ def test_variance_of_single_pairs():
 
 
 def test_episode_boundary():
-  """A new episode starts before a truncation, with xi at its own eps."""
+  """An episode starts with a truncation, and its first xi is its first eps."""
   _, states = episode(make(), 2, windows=WINDOWS + 1)
   steps = [int(s.inner.step[0, 0]) for s in states]
   assert steps == [TRUNCATION * (i + 1) for i in range(WINDOWS)] + [TRUNCATION]
   xi = [s.noise["log_step"][0] for s in states]
-  # The first eps of the second episode, from its key.
+  # Compute the first eps of the second episode from its key.
   keys = jax.random.split(
       jax.random.fold_in(jax.random.key(1), WINDOWS), 2)
   eps = perturb.sample(jax.random.split(keys[0], 3)[2], THETA, 0.01)
@@ -132,7 +153,7 @@ def test_episode_boundary():
 
 
 def test_first_loss_of_an_episode_knows_only_its_own_noise():
-  """The gradient right after the boundary is that of a first truncation."""
+  """Noise of the last episode has no effect on the next episode's estimate."""
   copies = 4096
   outs, _ = episode(make(1e-3), copies, windows=WINDOWS + 1)
   jacobian = exact()
@@ -151,7 +172,7 @@ def test_noise_differs_between_steps_copies_and_parameters():
 
 
 def test_pairs_share_start_and_batches():
-  """With no noise the two networks of a pair stay equal."""
+  """If theta has no effect, the two networks of a pair stay equal."""
   task = families.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
   estimator = estimators.get(
       "pes", task=task, opt_fn=lambda theta, num_steps=None: sgd(THETA),
@@ -182,7 +203,7 @@ def test_non_finite_losses(drop):
   assert (out.info["dropped"] > 0) == drop
 
 
-def test_dropping_averages_over_the_rest():
+def test_dropping_averages_over_the_remaining_copies():
   directions = {"x": jnp.array([1.0, 2.0, 3.0])}
   losses = jnp.array([[1.0, 0.0], [jnp.nan, 0.0], [0.0, 1.0]])
   out = perturb.estimate(directions, losses, 1.0, 0.0, 0.0, True, {})
@@ -206,7 +227,7 @@ def test_clipping_and_signs_of_differences():
 
 
 def test_curriculum_reaches_the_episodes():
-  """A copy's count of outer steps is what the curriculum goes by."""
+  """The curriculum depends on the outer steps that a copy counts."""
   estimator = make(shortest=TRUNCATION, longest=8 * TRUNCATION, curriculum=4)
   _, states = episode(estimator, 64, windows=9)
   lengths = [int(state.inner.length.max()) for state in states]
@@ -216,7 +237,7 @@ def test_curriculum_reaches_the_episodes():
 
 
 def test_noise_reuse():
-  """One eps per episode, and the exact gradient over it, in the mean."""
+  """An episode has one eps, and the mean of the estimates is exact."""
   copies = 4096
   outs, states = episode(make(1e-3, "noise_reuse_es"), copies,
                          windows=WINDOWS + 1)
@@ -235,7 +256,7 @@ def test_noise_reuse():
 
 
 def test_truncated_es_sees_one_truncation_only():
-  """Its mean is the derivative by the truncation's own theta."""
+  """The mean is the derivative with respect to the truncation's own theta."""
   copies = 4096
   outs, states = episode(make(1e-4, "truncated_es"), copies)
   assert states[0].inner.step.shape == (copies, 1)
@@ -248,7 +269,7 @@ def test_truncated_es_sees_one_truncation_only():
 
 
 def test_backprop_is_exact():
-  """Through a truncation, and through an episode."""
+  """Truncated over one truncation, full over one episode."""
   jacobian = {name: np.asarray(a) for name, a in exact().items()}
   settings = dict(task=TASK, opt_fn=sgd, truncation=TRUNCATION,
                   shortest=LENGTH, longest=LENGTH)
@@ -269,7 +290,8 @@ def test_backprop_is_exact():
 
 def test_full_es_trains_each_copy_for_its_own_length():
   settings = dict(task=TASK, opt_fn=sgd, truncation=TRUNCATION, std=1e-3)
-  keys = jax.random.split(jax.random.key(0), 2048)
+  copies = 2048
+  keys = jax.random.split(jax.random.key(0), copies)
   uniform = estimators.get("full_es", shortest=LENGTH, longest=LENGTH,
                            **settings)
   estimate = lambda estimator, data=TASK.data: jax.jit(estimator.estimate)(
@@ -279,26 +301,26 @@ def test_full_es_trains_each_copy_for_its_own_length():
               for name, a in exact().items()}
   total = sum(a**2 for a in jacobian.values())
   for name, a in jacobian.items():
-    assert abs(out.grad[name] - a) < 4 * np.sqrt((total + a**2) / 2048)
+    assert abs(out.grad[name] - a) < 4 * np.sqrt((total + a**2) / copies)
   mixed = estimators.get("full_es", shortest=TRUNCATION, longest=LENGTH,
                          **settings)
   steps = estimate(mixed).info["inner_steps"]
-  assert 2 * 2048 * TRUNCATION < steps < 2 * 2048 * LENGTH
+  assert 2 * copies * TRUNCATION < steps < 2 * copies * LENGTH
 
 
 def late_loss(losses):
-  """The mean of the first n, weighted by twice the part of n at each."""
+  """Return `n -> mean of losses[t - 1] * 2 t / n` for t from 1 to n."""
   return lambda n: np.mean(losses[:n] * 2 * np.arange(1, n + 1) / n)
 
 
 @pytest.mark.parametrize("name", ["full_es", "full_backprop"])
 @pytest.mark.parametrize("loss", ["mean", "late", "last"])
 def test_meta_loss_of_an_episode(name, loss):
-  """Of the right steps only, when copies train for different lengths."""
-  bare = dict(std=1e-9) if name == "full_es" else {}
+  """Steps after the end of an episode do not count."""
+  almost_no_noise = dict(std=1e-9) if name == "full_es" else {}
   estimator = estimators.get(
       name, task=TASK, opt_fn=sgd, truncation=TRUNCATION, shortest=TRUNCATION,
-      longest=LENGTH, loss=loss, **bare)
+      longest=LENGTH, loss=loss, **almost_no_noise)
   state = unroll.start(TASK, sgd, THETA, jax.random.key(0), LENGTH)
   _, losses = unroll.unroll(TASK, sgd, THETA, state, jax.random.key(0),
                             TASK.data, LENGTH)
@@ -316,10 +338,10 @@ def test_meta_loss_of_an_episode(name, loss):
 @pytest.mark.parametrize("name", [
     name for name in estimators.names() if not name.startswith("full_")])
 def test_late_loss_over_truncations(name):
-  bare = {} if name.endswith("backprop") else {"std": 1e-9}
+  almost_no_noise = {} if name.endswith("backprop") else {"std": 1e-9}
   estimator = estimators.get(
       name, task=TASK, opt_fn=sgd, truncation=TRUNCATION, shortest=LENGTH,
-      longest=LENGTH, stagger=False, loss="late", **bare)
+      longest=LENGTH, stagger=False, loss="late", **almost_no_noise)
   start = unroll.start(TASK, sgd, THETA, jax.random.key(0), LENGTH)
   _, losses = unroll.unroll(TASK, sgd, THETA, start, jax.random.key(0),
                             TASK.data, LENGTH)
@@ -335,7 +357,7 @@ def test_late_loss_over_truncations(name):
 
 @pytest.mark.parametrize("name", estimators.names())
 def test_every_estimator(name):
-  """Shapes of what any estimator returns, with its default settings."""
+  """Shapes and dtypes are right, with default settings."""
   estimator = estimators.get(name, task=TASK, opt_fn=sgd)
   keys = jax.random.split(jax.random.key(0), 3)
   state = estimator.init(keys, THETA)
@@ -365,7 +387,7 @@ def test_settings_that_make_no_sense(settings, message):
 
 
 def test_noise_and_batches_differ_between_outer_steps():
-  """At a theta that does not move, every outer step draws anew."""
+  """Every outer step draws anew, even if theta does not move."""
   task = families.get("mlp", parametrizations.get("mup"), width=4, batch_size=4)
   lopt = learned_opt_base.LearnedOptimizer(lambda key: THETA, sgd)
   estimator = estimators.get(
@@ -378,7 +400,7 @@ def test_noise_and_batches_differ_between_outer_steps():
     xi.append([np.asarray(state.estimator_states[name].noise["momentum"])
                for name in ("a", "b")])
     losses += [float(metrics[f"{name}/meta_loss"]) for name in ("a", "b")]
-  # An episode that began anew shows its eps, one that went on a sum with it.
+  # xi of a new episode is an eps. The change of xi of an old episode is one.
   eps = [*np.ravel(xi[0]), *np.ravel(np.diff(xi, axis=0)), *np.ravel(xi[1:])]
   assert len(np.unique(np.round(eps, 8))) == len(eps)
   assert len(set(losses)) == len(losses)

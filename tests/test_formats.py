@@ -1,15 +1,20 @@
-"""Readers of file formats: what they read, and what they refuse."""
+"""Data formats: reading, refusing damaged files, and adding a format."""
 
 import gzip
 import os
 import pathlib
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
 
+from tasks.data import base
+from tasks.data import image_formats
 from tasks.data import images as images_lib
 from tasks.data import text as text_lib
+from tasks.data import text_formats
 from tasks.data.image_formats import idx
 
 DATA_DIR = os.environ.get("MULO_DATA_DIR")
@@ -73,7 +78,7 @@ CIFAR = pathlib.Path("cifar-10-batches-bin")
 
 
 def write_cifar(folder, change=lambda batch: batch):
-  """Ten records per file; `change` of the second train batch."""
+  """Write three files of ten records; apply `change` to data_batch_2."""
   records = np.arange(10 * 3073).astype(np.uint8).reshape(10, 3073)
   records[:, 0] = np.arange(10)
   (folder / CIFAR).mkdir()
@@ -182,6 +187,71 @@ def test_damaged_text(tmp_path, content, message):
   (tmp_path / "text" / "novel.txt").write_bytes(content)
   with pytest.raises(ValueError, match=message):
     text_lib.text_data("novel", str(tmp_path))
+
+
+NEW_FORMAT = """
+import numpy as np
+from tasks.data import base
+DATASETS, LOCAL = {names}, True
+def load(name, folder, *size):
+  train = np.fromfile(folder / (name + ".raw"), np.uint8)
+  image = train.reshape(-1, 2, 2, 1)
+  part = image, np.arange(len(image)) % 3
+  if size:
+    return base.ImageParts(part, part, 3)
+  return base.TextParts(train, train)
+"""
+
+
+@pytest.fixture
+def add_format(tmp_path, monkeypatch):
+  """Return a function that adds a file to a package of formats."""
+
+  def add(package, *names, file_name="new_format"):
+    name = f"{package.__name__}.{file_name}"
+    folder = tmp_path / "formats"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{file_name}.py").write_text(NEW_FORMAT.format(names=names))
+    monkeypatch.setattr(
+        package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+  return add
+
+
+def test_new_image_format_is_one_file(tmp_path, add_format):
+  add_format(image_formats, "patches")
+  np.arange(80, dtype=np.uint8).tofile(tmp_path / "patches.raw")
+  data = images_lib.image_data("patches", str(tmp_path))
+  assert data.num_classes == 3
+  np.testing.assert_array_equal(
+      data.splits["test"]["image"].ravel(), np.arange(80))
+  with pytest.raises(ValueError, match="mnist, patches, hf://"):
+    images_lib.image_data("pathces", str(tmp_path))
+
+
+def test_new_text_format_goes_before_plain_text(tmp_path, add_format):
+  """The longer pattern wins, whatever the names of files."""
+  add_format(text_formats, "raw_*", file_name="zzz")
+  (tmp_path / "raw_tale.raw").write_bytes(b"once upon a time" * 5)
+  data = text_lib.text_data("raw_tale", str(tmp_path))
+  assert data.splits["test"]["token"].tobytes().startswith(b"once upon")
+
+
+def test_format_of_an_installed_package(tmp_path, monkeypatch):
+  load = lambda name, folder, size: base.ImageParts(
+      *[(np.full((20, 2, 2, 1), 7, np.uint8), np.zeros(20, int))] * 2, 1)
+  module = types.SimpleNamespace(DATASETS=("sevens",), LOCAL=False, load=load)
+  points = {"tasks.data.image_formats": [
+      types.SimpleNamespace(load=lambda: module)]}
+  monkeypatch.setattr(
+      base.metadata, "entry_points", lambda group: points.get(group, []))
+  assert images_lib.image_data("sevens").splits["train"]["image"].max() == 7
+
+
+def test_two_formats_of_one_name(add_format):
+  add_format(image_formats, "mnist")
+  with pytest.raises(ValueError, match="Two formats of .* data set 'mnist'"):
+    images_lib.image_data("digits")
 
 
 @needs_files

@@ -1,4 +1,4 @@
-"""Hostile weight files are refused, and the fuzzer sees what is not."""
+"""Hostile weight files are refused, and the fuzz test notices failures."""
 
 import os
 import pickle
@@ -8,26 +8,28 @@ import numpy as np
 import pytest
 
 from experiments.robustness import fuzz
+from experiments.robustness import isolation
 from learned_opt import artifact as artifact_lib
 import mulo
 from mulo import _published_layouts as published_layouts
 
 
 def test_500_cases():
-  found = fuzz.run(0, 500)
-  assert not {k: v for k, v in found.items() if v not in ("read", "refused")}
-  assert 10 < sum(v == "read" for v in found.values()) < 250
+  outcomes = isolation.run(fuzz.case, 0, 500)
+  assert not {seed: outcome for seed, outcome in outcomes.items()
+              if outcome not in ("read", "refused")}
+  assert 10 < sum(v == "read" for v in outcomes.values()) < 250
 
 
 @pytest.mark.parametrize("layout", published_layouts.LAYOUTS)
-def test_what_is_changed_was_valid(layout):
+def test_published_arrays_are_valid_before_the_change(layout):
   arrays, arguments = fuzz.published(layout)
-  found = mulo.convert(arrays, layout, **arguments)
-  assert found.optimizer == published_layouts.LAYOUTS[layout].optimizer
+  artifact = mulo.convert(arrays, layout, **arguments)
+  assert artifact.optimizer == published_layouts.LAYOUTS[layout].optimizer
 
 
 def bad_cases(seed, folder):
-  """One of each kind of failure."""
+  """Try one case for each kind of failure."""
   def evil():
     (folder / "x").write_bytes(b"")
     raise artifact_lib.ArtifactError("it wrote a file before it was refused")
@@ -42,15 +44,44 @@ def bad_cases(seed, folder):
   return bad.get(seed, lambda: None)
 
 
-def test_the_fuzzer_sees_failures():
-  found = fuzz.run(19, 17, bad_cases, seconds=4.0)
-  assert sorted(found) == list(range(19, 36))
+def test_failures_are_noticed():
+  outcomes = isolation.run(bad_cases, 19, 17, seconds=4.0)
+  assert sorted(outcomes) == list(range(19, 36))
   for seed, part in {
       20: "ended with status 7", 22: "no end within 4.0 s", 24: "MemoryError",
       26: "KeyError", 28: "it did [\"open", 30: "pickle.find_class",
       32: "not printable", 34: "empty"}.items():
-    assert part in found.pop(seed)
-  assert set(found.values()) == {"read"}
+    assert part in outcomes.pop(seed)
+  assert set(outcomes.values()) == {"read"}
+
+
+def every_name(seed, folder):
+  """Try each name of CODE as optimizer and as parametrization."""
+  field = ("optimizer", "parametrization")[seed % 2]
+  return fuzz.code_case({field: fuzz.CODE[seed // 2]}, folder)
+
+
+def gullible(seed, folder):
+  """Try the same names, but let files name any code."""
+  artifact_lib._check_trust = lambda names, trust: None
+  return every_name(seed, folder)
+
+
+def test_named_code_is_refused():
+  outcomes = isolation.run(every_name, 0, 2 * len(fuzz.CODE))
+  assert set(outcomes.values()) == {"refused"}
+
+
+def test_code_that_runs_is_noticed():
+  outcomes = isolation.run(gullible, 0, 2 * len(fuzz.CODE))
+  wrong = {fuzz.CODE[seed // 2] for seed, outcome in outcomes.items()
+           if outcome != "refused"}
+  assert wrong == {
+      f"{fuzz.TRAP}:make", f"{fuzz.TRAP}:make.__call__",
+      "learned_opt.optimizers.adafac_mlp:make",
+      "learned_opt.scaling.parametrizations.mup:make"}
+  for seed in (0, 1):  # as optimizer and as parametrization
+    assert "fuzz.trap ('imported',)" in outcomes[seed]
 
 
 def test_cases_follow_from_their_seed(tmp_path):

@@ -1,4 +1,4 @@
-"""The published optimizers against numbers from their implementations."""
+"""Published optimizers against vectors from their own implementations."""
 
 import json
 import pathlib
@@ -22,9 +22,9 @@ LO = "learned_optimization/"
 ROUNDING = 3e-4  # of the parameters, in steps of 0.001
 EXACT = 2e-5
 
-# Of files in a published layout: the layout, settings that they do not show,
-# and the largest deviation relative to the movement. Others say "optimizer" and
-# "settings" (JSON) themselves, and have our names in theta.
+# Files in a published layout: the layout, settings that the file does not show,
+# and the largest deviation relative to the movement. Any other file holds
+# "optimizer" and "settings" (JSON), and has this project's names in theta.
 FILES = {
     "mlp_lopt": (f"{LO}mlp_lopt", {}, ROUNDING),
     "adafac_mlp_lopt_h4": (
@@ -37,7 +37,7 @@ FILES = {
 
 
 def read(path):
-  """(arrays by the first part of their names, transformation)."""
+  """Return (arrays by the first part of their names, transformation)."""
   with np.load(path) as file:
     arrays = dict(file)
   part = lambda prefix: {
@@ -57,11 +57,13 @@ def read(path):
 
 
 def compare(path):
-  """Raises AssertionError unless an optimizer does what is in a file."""
+  """Raise AssertionError unless an optimizer repeats the steps in a file."""
   part, tx = read(path)
   params, update = part("params"), jax.jit(tx.update)
   state, start, worst = tx.init(params), params, {}
-  moves = not part("step/0")  # else the parameters stay, and the step is given
+  # A file holds the parameters after each step, or the steps themselves. In
+  # the second case, the parameters stay where they are.
+  moves = not part("step/0")
   losses = part("loss")
   for t in range(6):
     loss = losses.get(str(t), 0.0)
@@ -92,7 +94,7 @@ def test_every_file_is_there():
   assert set(FILES) <= {path.stem for path in GOLDEN.glob("*.npz")}
 
 
-# The vectors below are given by formulas, so they need no files.
+# Formulas define the vectors below, so these vectors need no files.
 PARAMS = {"b": np.float32([0.05, -0.15, 0.25]),
           "w": np.float32([[0.1, -0.2, 0.3], [0.4, -0.5, 0.6]])}
 GRADS = {"b": np.float32([0.02, -0.01, 0.03]),
@@ -101,7 +103,7 @@ LOSSES = (2.0, 1.8, 1.9)
 
 
 def mlp_shapes(weight, bias, *sizes):
-  """[(name, shape)] of weights and biases, by layer."""
+  """Return [(name, shape)] of weights and biases, by layer."""
   return [pair for i, shape in enumerate(zip(sizes, sizes[1:])) for pair in (
       (bias.format(i), shape[1:]), (weight.format(i), shape))]
 
@@ -175,7 +177,10 @@ def test_loss_features():
 
 
 def adafac_features(name):
-  """Raw features of the first element after two updates. [28]."""
+  """Return features after two updates, raw and normalized; two of [28].
+
+  The features are those of the first element of the parameter.
+  """
   decays = adafac_mlp._decays({
       key: jnp.zeros(len(x)) for key, x in adafac_mlp.INITIAL_DECAYS.items()})
   acc, param = accumulators.init(PARAMS[name].shape), PARAMS[name]
@@ -220,7 +225,7 @@ def test_features_of_adafac_mlp():
 
 
 def published(name):
-  """The theta of a file, and its layout."""
+  """Return the theta of a file, and its layout."""
   part, _ = read(GOLDEN / f"{name}.npz")
   return part("theta"), FILES[name][0]
 
@@ -263,6 +268,6 @@ def test_convert_from_torch():
     mulo.convert(torch, "pylo/meta_mlp", **decays | {"rms_decays": [1.0, 2.0]})
 
 
-def test_all_layouts_are_tested():
+def test_all_published_layouts_are_tested():
   tested = {layout for layout, *_ in FILES.values()} | {"pylo/meta_mlp"}
   assert tested == set(published_layouts.LAYOUTS)

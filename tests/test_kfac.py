@@ -1,4 +1,4 @@
-"""What muP says of an optimizer that is not an optax transformation."""
+"""muP for an optimizer that is not an optax transformation: K-FAC."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,24 @@ import test_scaling
 
 from mulo import scaling
 
-DAMPING = 0.1  # of each factor, in proportion to its trace
+DAMPING = 0.1  # of each Kronecker factor, in proportion to its trace
 
 
 def damped(x):
-  """Second moments of the columns of x, [n, n]."""
+  """Return damped second moments of the columns of x, [n, n]."""
   moments = x.T @ x / len(x)
   return moments + DAMPING * jnp.trace(moments) * jnp.eye(len(moments))
 
 
 def moves(n, initial):
-  """How far each layer moves in one step of K-FAC, [3]."""
+  """Return how far each layer's outputs move in one step of K-FAC, [3]."""
   base = test_scaling.params_of(jax.random.key(0), test_scaling.BASE)
   params = initial(test_scaling.params_of(jax.random.key(1), n), base)
   x, y = jax.random.normal(jax.random.key(5), (2, 32, 5))
 
   sizes = {"input": n, "hidden": n, "output": 3}
 
+  # The gradient with respect to `added` is that of the pre-activations.
   def loss(added):
     h, inputs = x, {}
     for name in sizes:
@@ -35,20 +36,27 @@ def moves(n, initial):
 
   deltas, inputs = jax.grad(loss, has_aux=True)(
       {name: jnp.zeros((len(x), size)) for name, size in sizes.items()})
-  found = []
+  distances = []
   for name in sizes:
+    # update = (A + damping)^-1 gradient (G + damping)^-1, A of the layer's
+    # inputs and G of the gradients of its outputs.
     update = inputs[name].T @ deltas[name] / len(x)
     update = jnp.linalg.solve(damped(inputs[name]), update)
     update = jnp.linalg.solve(damped(deltas[name]), update.T).T
-    found.append(jnp.mean(jnp.abs(inputs[name] @ update)))
-  return jnp.stack(found)
+    distances.append(jnp.mean(jnp.abs(inputs[name] @ update)))
+  return jnp.stack(distances)
 
 
-def test_it_needs_no_factor():
-  """Ishikawa and Karakida, 2023, https://arxiv.org/abs/2312.12226."""
+def test_kfac_needs_no_update_multiplier():
+  """Initial scales alone make movement independent of width.
+
+  Reference:
+    Ishikawa and Karakida, 2023, https://arxiv.org/abs/2312.12226.
+  """
   widths = (64, 128, 256)
-  of = jax.jit(moves, static_argnums=(0, 1))
+  compiled = jax.jit(moves, static_argnums=(0, 1))
   slopes = lambda initial: np.polyfit(np.log2(widths), np.log2(
-      [of(n, initial) for n in widths]), 1)[0]
+      [compiled(n, initial) for n in widths]), 1)[0]
   assert np.all(np.abs(slopes(scaling.rescale_init)) < 0.15)
+  # Without the scales, movement falls with width.
   assert np.all(slopes(lambda params, base: params)[:2] < -0.3)

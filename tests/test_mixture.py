@@ -1,4 +1,4 @@
-"""Meta-training on four families at once, and the table of their cards."""
+"""Meta-training on four families at once, and the table of task cards."""
 
 import json
 
@@ -10,6 +10,7 @@ import tiny_config
 
 from experiments.studies import task_table
 from learned_opt.scaling import parametrizations
+from meta_train import time_limit
 from meta_train import train
 from meta_train.workdir import metrics
 import mulo
@@ -18,7 +19,10 @@ from tasks import suites
 
 
 def mixture():
-  """A classifier of each kind and a language model, one of them shifted."""
+  """Return a config of three classifiers and a language model.
+
+  The parameters of the "mlp" task are rescaled at random.
+  """
   config = tiny_config.get_config().unlock()
   config.optimizer = {"name": "adafac_mlp", "hidden": 2}
   config.tasks = {
@@ -40,7 +44,7 @@ def test_resumes_bit_exactly(tmp_path, monkeypatch):
   train.meta_train(mixture(), str(paths[0]))
   with monkeypatch.context() as patch:
     reasons = iter([None, None, "SIGTERM"])
-    patch.setattr(train.Clock, "reason", lambda self: next(reasons))
+    patch.setattr(time_limit.Clock, "reason", lambda self: next(reasons))
     with pytest.raises(train.Stopped, match="after 3 of 6"):
       train.meta_train(mixture(), str(paths[1]))
   train.meta_train(mixture(), str(paths[1]))
@@ -61,14 +65,15 @@ def test_resumes_bit_exactly(tmp_path, monkeypatch):
 @pytest.mark.parametrize("width, depth", [(5, 1), (3, 2)])
 def test_flops_of_a_multilayer_perceptron(width, depth):
   task = families.get("mlp", parametrizations.get("standard"), width=width,
-                   depth=depth, batch_size=7)
-  found = task_table.card(task)
+                      depth=depth, batch_size=7)
+  card = task_table.card(task)
   sizes = [64, *[width] * depth, 10]
   layers = [a * b for a, b in zip(sizes, sizes[1:])]
-  # Forward, gradient of weights, and of inputs but the first.
-  assert found["flops"] == 2 * 7 * (3 * sum(layers) - layers[0])
-  assert found["params"] == sum(layers) + sum(sizes[1:])
-  assert found["bytes"] == 1797 * (64 + 4)
+  # Three products per layer: forward, gradient of the weights, gradient of the
+  # layer's input, which the first layer does not need.
+  assert card["flops"] == 2 * 7 * (3 * sum(layers) - layers[0])
+  assert card["params"] == sum(layers) + sum(sizes[1:])
+  assert card["bytes"] == 1797 * (64 + 4)
 
 
 def test_flops_of_loops_and_convolutions():
@@ -82,23 +87,23 @@ def test_flops_of_loops_and_convolutions():
   assert task_table.products(conv.jaxpr) == 2 * (2 * 4 * 36) * 27
 
 
-def test_tuning_prefers_what_does_not_diverge():
+def test_tuning_prefers_runs_that_do_not_diverge():
   task = families.get("quadratic", None, dim=2)
-  found = task_table.tuned(task, 60, 2)
-  assert found["learning_rate"] == pytest.approx(10**-0.5)
-  assert not found["grid_edge"] and found["train_loss"] < 0.1
+  best = task_table.tuned(task, 60, 2)
+  assert best["learning_rate"] == pytest.approx(10**-0.5)
+  assert not best["grid_edge"] and best["train_loss"] < 0.1
 
 
 def test_cards_are_computed_once(tmp_path, monkeypatch):
-  one = {"name": "mlp", "width": 3, "depth": 1, "batch_size": 4}
-  monkeypatch.setattr(suites, "get", lambda name: {"small": dict(one)})
+  section = {"name": "mlp", "width": 3, "depth": 1, "batch_size": 4}
+  monkeypatch.setattr(suites, "get", lambda name: {"small": dict(section)})
   rows = task_table.cards(["one"], tmp_path, None, 4, 2)
   (cell,) = (tmp_path / "cells").iterdir()
-  at = (cell / "metrics.jsonl").stat().st_mtime_ns
+  written = (cell / "metrics.jsonl").stat().st_mtime_ns
   assert task_table.cards(["one"], tmp_path, None, 4, 2) == rows
-  assert (cell / "metrics.jsonl").stat().st_mtime_ns == at
+  assert (cell / "metrics.jsonl").stat().st_mtime_ns == written
   task_table.write(rows, tmp_path)
   text = (tmp_path / "table.md").read_text()
   assert "| one     | small" in text and "235" in text
   assert len(pd.read_csv(tmp_path / "results.csv")) == 1
-  assert json.loads((cell / "config.json").read_text())["section"] == one
+  assert json.loads((cell / "config.json").read_text())["section"] == section

@@ -1,4 +1,4 @@
-"""The public API, as a practitioner uses it."""
+"""Tests of the public API, as a practitioner uses it."""
 
 import conftest
 import jax
@@ -42,18 +42,18 @@ def first_updates(tx):
 def test_load_is_the_learned_update_times_the_parametrization(path):
   artifact = mulo.read(path)
   raw = first_updates(artifact.lopt.opt_fn(artifact.theta))
-  found = first_updates(mulo.load(path, base_shapes=BASE_SHAPES))
+  updates = first_updates(mulo.load(path, base_shapes=BASE_SHAPES))
   for name, mult in (("w0", 1), ("w1", 1 / 16), ("b1", 1)):
-    np.testing.assert_allclose(found[name], mult * raw[name], rtol=1e-6)
+    np.testing.assert_allclose(updates[name], mult * raw[name], rtol=1e-6)
 
 
 def test_learning_rate_and_weight_decay(path):
   plain = first_updates(mulo.load(path, base_shapes=BASE_SHAPES))
-  found = first_updates(mulo.load(
+  updates = first_updates(mulo.load(
       path, base_shapes=BASE_SHAPES, learning_rate=0.5, weight_decay=0.1))
-  for name, decay in (("w0", 0.1), ("w1", 0.1), ("b1", 0.0)):
+  for name, decay in (("w0", 0.1), ("w1", 0.1), ("b1", 0.0)):  # not of vectors
     np.testing.assert_allclose(
-        found[name], 0.5 * (plain[name] - decay * PARAMS[name]), rtol=1e-5)
+        updates[name], 0.5 * (plain[name] - decay * PARAMS[name]), rtol=1e-5)
 
 
 def test_learning_rate_schedule(path):
@@ -97,6 +97,7 @@ def test_unknown_name():
 
 
 def published(hidden=4):
+  """Return the theta of adafac_mlp under its published names."""
   lopt = optimizers.get("adafac_mlp", hidden=hidden)
   theta = lopt.init(jax.random.key(0))
   return {f"nn/~/{k}" if k[0] in "wb" else k: np.asarray(v)
@@ -105,7 +106,7 @@ def published(hidden=4):
 
 def test_convert_then_save_then_load(tmp_path):
   artifact = mulo.convert(published(), LAYOUT, step_mult=0.01)
-  # All settings, so that a default that changes does not change the meaning.
+  # All settings are stored, so that new defaults do not change old artifacts.
   assert artifact.settings == {
       "hidden": 4, "step_mult": 0.01, "exp_mult": 0.001,
       "accumulator_dtype": "float32"}

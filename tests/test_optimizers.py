@@ -1,4 +1,4 @@
-"""Learned optimizers against a naive oracle; what is true of all of them."""
+"""Tests of learned optimizers: against a naive oracle, and common to all."""
 
 import conftest
 import jax
@@ -7,14 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import naive
+from experiments import naive_optimizers
 from learned_opt import optimizers
 from learned_opt.optimizers import mulo as mulo_lib
 from learned_opt.update import blocks
 
 
 def run(tx, params, grads):
-  """Parameters after each update."""
+  """Return the parameters after each update."""
   update = jax.jit(tx.update)
   state, after = tx.init(params), []
   for grad in grads:
@@ -25,11 +25,14 @@ def run(tx, params, grads):
 
 
 def run_oracle(name, theta, params, grads):
-  """Parameters after each update, in numpy and float64; step_mult 1."""
+  """Return the parameters after each update, by numpy in float64.
+
+  step_mult is 1.
+  """
   wide = lambda x: np.float64(x).reshape(np.shape(x) or (1,))
-  rule = naive.RULES[name](np, step_mult=1.0)
+  rule = naive_optimizers.OPTIMIZERS[name](np, step_mult=1.0)
   theta, params = jax.tree.map(np.float64, theta), jax.tree.map(wide, params)
-  states = {k: naive.start(p.shape, np) for k, p in params.items()}
+  states = {k: naive_optimizers.start(p.shape, np) for k, p in params.items()}
   after = []
   for t, grad in enumerate(grads):
     new = {k: rule(theta, wide(grad[k]), p, states[k], t)
@@ -40,18 +43,18 @@ def run_oracle(name, theta, params, grads):
   return after
 
 
-def deviation(found, expected, start):
-  """Largest deviation over all updates, over the total movement."""
+def deviation(after, expected, start):
+  """Return the largest deviation in any step / the total movement."""
   worst = 0.0
   for k in start:
     movement = np.max(np.abs(np.float64(expected[-1][k]) - start[k]))
-    difference = max(np.max(np.abs(np.float64(f[k]) - np.float64(e[k])))
-                     for f, e in zip(found, expected))
+    difference = max(np.max(np.abs(np.float64(a[k]) - np.float64(e[k])))
+                     for a, e in zip(after, expected))
     worst = max(worst, difference / movement)
   return worst
 
 
-# A large step, so that rounding of the parameters does not matter.
+# Steps are large, so that rounding of the parameters does not matter.
 @pytest.mark.parametrize("hidden, lowering", [
     (4, None), (9, None), (4, "blocked"), (9, "pallas")])
 @pytest.mark.parametrize("name", ["adafac_mlp", "mulo"])
@@ -61,16 +64,16 @@ def test_oracle(name, hidden, lowering, monkeypatch):
       name, hidden=hidden, step_mult=1.0, lowering=lowering)
   theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
   params = conftest.normal_tree(2)
-  # Rising and falling: mulo converts its statistics to new units.
+  # Gradients rise and fall: mulo converts its statistics to new units.
   grads = [conftest.normal_tree(10 + t, scale)
            for t, scale in enumerate((0.01, 1.0, 10.0, 0.1))]
   grads[0]["matrix"][:] = 0  # as behind a readout that starts at zero
   for grad in grads:
     grad["square"][2] = 0  # a dead input
     grad["conv"][0, 0] = 0
-  found = run(lopt.opt_fn(theta), params, grads)
+  after = run(lopt.opt_fn(theta), params, grads)
   expected = run_oracle(name, theta, params, grads)
-  assert deviation(found, expected, params) <= 1e-4  # float32 rounding
+  assert deviation(after, expected, params) <= 1e-4  # float32 rounding
 
 
 @pytest.mark.parametrize("name, lowering", [
@@ -84,16 +87,16 @@ def test_vmap_over_theta(name, lowering):
             if k in ("vector", "tall", "conv")}
   grad = {k: v for k, v in conftest.normal_tree(3).items() if k in params}
 
-  def one(theta):
+  def updates(theta):
     tx = lopt.opt_fn(theta)
     return tx.update(grad, tx.init(params), params)[0]
 
-  together = jax.jit(jax.vmap(one))(
+  together = jax.jit(jax.vmap(updates))(
       jax.tree.map(lambda *x: jnp.stack(x), *thetas))
   for i, theta in enumerate(thetas):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        jax.tree.map(lambda x: x[i], together), jax.jit(one)(theta))
+        jax.tree.map(lambda x: x[i], together), jax.jit(updates)(theta))
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 2.0**20, 1e6])
@@ -104,14 +107,15 @@ def test_mulo_ignores_the_scale_of_gradients(scale):
   grads = [conftest.normal_tree(10 + t, 1e-3 * 3.0**-t) for t in range(4)]
   scaled = [jax.tree.map(lambda g: np.float32(scale) * g, g) for g in grads]
   tx = lopt.opt_fn(theta)
-  found, expected = run(tx, params, scaled), run(tx, params, grads)
+  after, expected = run(tx, params, scaled), run(tx, params, grads)
+  # Powers of two change exponents only, so nothing may change.
   exponent = np.log2(scale)
   tolerance = 0 if exponent == int(exponent) else 2e-6
-  assert deviation(found, expected, params) <= tolerance
+  assert deviation(after, expected, params) <= tolerance
 
 
-def test_adafac_mlp_does_not():
-  """The test above can fail: published epsilons break the invariance."""
+def test_adafac_mlp_does_not_ignore_the_scale_of_gradients():
+  """Absolute epsilons break the invariance, so the test above can fail."""
   lopt = optimizers.get("adafac_mlp", hidden=4, step_mult=1.0)
   tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
   params = conftest.normal_tree(2)
@@ -133,7 +137,7 @@ def test_zero_gradients_and_parameters(name):
 
 @pytest.mark.parametrize("last", [0.0, 1e-20, 1e-6, 1.0, 1e10])
 def test_mulo_over_many_steps(last):
-  """Gradients that fall 100-fold, then are gone, tiny, or suddenly large."""
+  """Gradients fall 100-fold, then are zero, tiny, or suddenly large."""
   lopt = optimizers.get("mulo")
   tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
   rng = np.random.default_rng(0)
@@ -156,7 +160,7 @@ def test_mulo_over_many_steps(last):
 
 
 def test_mulo_starts_as_adam():
-  """Adam's direction, and its size up to one factor per tensor."""
+  """Updates equal Adam's up to one multiplier per tensor."""
   lopt = optimizers.get("mulo", step_mult=1.0)
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
   reference = optax.scale_by_adam(eps=0.0)
@@ -175,7 +179,7 @@ def test_mulo_starts_as_adam():
 
 @pytest.mark.parametrize("lowering", ["unrolled", "blocked", "pallas"])
 def test_mulo_with_a_horizon(lowering, monkeypatch):
-  """At first the update is that without one, times a schedule."""
+  """Before meta-training, a horizon multiplies updates by a schedule."""
   plain, lopt = (optimizers.get("mulo", hidden=4, horizon=x,
                                 lowering=lowering) for x in (False, True))
   key = jax.random.key(0)
@@ -189,7 +193,7 @@ def test_mulo_with_a_horizon(lowering, monkeypatch):
           lopt.opt_fn(theta, **settings), params, grads)]], axis=0)
   reference = moves(plain, plain.init(key))
   np.testing.assert_allclose(moves(lopt, theta), reference, rtol=1e-4)
-  # A peak for 8 steps, and a warm-up of two.
+  # The peak of 8 steps; the warm-up takes 2 steps.
   peak = (1000 / 8)**0.3
   monkeypatch.setattr(mulo_lib, "WARMUP", 0.25)
   schedule = lambda power: (
@@ -197,12 +201,12 @@ def test_mulo_with_a_horizon(lowering, monkeypatch):
   )[:, None, None]
   steep = dict(theta, power=jnp.float32(2.0))
   for num_steps in (8, jnp.int32(8)):
-    # The parameters themselves differ, and are a feature that is not heard.
+    # The parameters differ, too; the MLP's output ignores them at first.
     for x, power in ((theta, 1), (steep, 2)):
       np.testing.assert_allclose(
           moves(lopt, x, num_steps=num_steps), schedule(power) * reference,
           rtol=1e-3, atol=1e-5)
-  # Past the horizon the last step is repeated.
+  # After the horizon, the schedule keeps its last value.
   late = moves(lopt, theta, num_steps=2)
   np.testing.assert_allclose(
       late[5], 0.5 * 500**0.3 * reference[5], rtol=1e-3, atol=1e-5)
@@ -214,12 +218,13 @@ def test_deep_networks_get_smaller_updates():
   theta = optimizers.get("mulo", hidden=3).init(jax.random.key(0))
   plain, deep = (optimizers.get("mulo", hidden=3, depth=x).opt_fn(theta)
                  for x in (False, True))
-  for names, factor in ((params, 0.5), (("w0", "w1", "w2", "w3", "b"), 1)):
+  # 16 matrices, and 4, at which the multiplier is 1.
+  for names, mult in ((params, 0.5), (("w0", "w1", "w2", "w3", "b"), 1)):
     part = {k: params[k] for k in names}
     updates = [jax.jit(tx.update)(part, tx.init(part), part)[0]
                for tx in (plain, deep)]
     for k, x in updates[0].items():
-      np.testing.assert_allclose(updates[1][k], factor * x, rtol=1e-6)
+      np.testing.assert_allclose(updates[1][k], mult * x, rtol=1e-6)
 
 
 def test_with_a_horizon_long_runs_look_like_short_ones():
@@ -228,7 +233,8 @@ def test_with_a_horizon_long_runs_look_like_short_ones():
   for horizon in (False, True):
     lopt = optimizers.get("mulo", hidden=4, horizon=horizon)
     theta = conftest.perturbed(lopt.init(jax.random.key(0)), 0)
-    noise = mulo_lib.NOISE_FEATURE + np.arange(3)  # see the true time
+    # Noise features depend on the true time, by their bias correction.
+    noise = mulo_lib.NOISE_FEATURE + np.arange(3)
     theta["w0"] = theta["w0"].at[noise].set(0)
     tx = lopt.opt_fn(theta)
     _, state = tx.update(params, tx.init(params), params)
@@ -236,17 +242,6 @@ def test_with_a_horizon_long_runs_look_like_short_ones():
                              params)[0]["w"] for step in (101, 10**5))
     changes[horizon] = np.max(np.abs(late - early)) / np.max(np.abs(early))
   assert changes[True] < 1e-5 < 1e-2 < changes[False]
-
-
-def test_vectors_have_a_factor_of_their_own():
-  params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4), "s": jnp.float32(1)}
-  theta = optimizers.get("mulo", hidden=3).init(jax.random.key(0))
-  plain, small = (run(optimizers.get(
-      "mulo", hidden=3, vector_mult=x).opt_fn(theta), params, [params])[0]
-                  for x in (1.0, 0.25))
-  for name, factor in (("w", 1), ("b", 0.25), ("s", 0.25)):
-    np.testing.assert_allclose(
-        small[name] - 1, factor * (plain[name] - 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, settings, count", [
@@ -265,13 +260,13 @@ def test_state_size(name):
   lopt = optimizers.get(name)
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
   state = tx.init({"w": jnp.ones((40, 30))})
-  # Three momenta and a second moment per parameter, and the factors.
+  # Per element three momenta and a second moment; then factors, step and unit.
   numbers = sum(x.size for x in jax.tree.leaves(state))
   assert numbers <= 4 * 40 * 30 + 3 * (40 + 30) + 2
 
 
 def transformation(name):
-  """Any optimizer, small."""
+  """Return any optimizer, small, as an optax transformation."""
   settings = {"velo": {"lstm_hidden": 8, "bank": 4}}.get(name, {})
   lopt = optimizers.get(name, **settings)
   return lopt.opt_fn(lopt.init(jax.random.key(0)), num_steps=10)
@@ -315,6 +310,18 @@ def test_unknown_names_and_settings():
     optimizers.get("mulo", width=3)
 
 
+def test_settings_of_earlier_versions():
+  for name, retired in optimizers.RETIRED.items():
+    assert not set(retired) & set(optimizers.all_settings(name))
+  stored = {"hidden": 4, "normalize": False, "vector_mult": 1.0}
+  assert optimizers.current_settings("mulo", stored) == {"hidden": 4}
+  assert optimizers.current_settings("velo", stored) == stored
+  assert len(stored) == 3
+  for name, value in (("normalize", True), ("vector_mult", 0.1)):
+    with pytest.raises(ValueError, match=f"{name} = {value}.*no longer has"):
+      optimizers.current_settings("mulo", {**stored, name: value})
+
+
 @pytest.mark.parametrize("settings, message", [
     ({"hidden": 2}, ">= 3, got 2"), ({"hidden": 4.0}, "integer"),
     ({"hidden": True}, "integer"), ({"step_mult": 0}, "step_mult.*positive"),
@@ -322,19 +329,3 @@ def test_unknown_names_and_settings():
 def test_settings_that_make_no_sense(settings, message):
   with pytest.raises(ValueError, match=message):
     optimizers.get("mulo", **settings)
-
-
-def test_normalized_updates_have_the_rms_of_the_step():
-  lopt = optimizers.get("mulo", hidden=3, step_mult=0.2, vector_mult=0.5,
-                        normalize=True)
-  tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
-  params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
-  grads = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape),
-                       params)
-  update, state = jax.jit(tx.update), tx.init(params)
-  for scale in (1.0, 1e-6):
-    updates, _ = update(jax.tree.map(lambda g: scale * g, grads), state, params)
-    for name, rms in (("w", 0.2), ("b", 0.1)):
-      assert np.isclose(np.sqrt(np.mean(updates[name]**2)), rms, rtol=1e-5)
-  updates, _ = update(jax.tree.map(jnp.zeros_like, grads), state, params)
-  assert not np.any(updates["w"]) and not np.any(updates["b"])

@@ -1,4 +1,4 @@
-"""Newton-Schulz iterations against a singular value decomposition."""
+"""Tests of Newton-Schulz iterations against a singular value decomposition."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from meta_train.configs import mulo_s
 
 
 def oracle(x, iterations):
-  """The polynomial on singular values, in float64."""
+  """Return the polynomial of the singular values, in float64."""
   matrix = np.float64(x).reshape(-1, x.shape[-1])
   u, s, vt = np.linalg.svd(matrix, full_matrices=False)
   norm = np.sqrt(np.sum(s**2))
@@ -29,9 +29,9 @@ def oracle(x, iterations):
 def test_against_singular_values(shape, scale):
   x = jax.random.normal(jax.random.key(0), shape) * scale
   for iterations in (1, 3, 5):
-    found = orthogonal.equalize(x, iterations)
+    equalized = orthogonal.equalize(x, iterations)
     np.testing.assert_allclose(
-        found / scale, oracle(np.float64(x), iterations) / scale, atol=2e-5)
+        equalized / scale, oracle(np.float64(x), iterations) / scale, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape, ends", [
@@ -44,9 +44,9 @@ def test_blocks_of_the_shorter_side(shape, ends, monkeypatch):
   matrix = matrix if len(matrix) <= shape[-1] else matrix.T
   expected = np.concatenate(
       [oracle(block, 3) for block in np.split(matrix, ends)])
-  found = np.asarray(orthogonal.equalize(x, 3)).reshape(-1, shape[-1])
-  found = found if found.shape == matrix.shape else found.T
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  equalized = np.asarray(orthogonal.equalize(x, 3)).reshape(-1, shape[-1])
+  equalized = equalized if equalized.shape == matrix.shape else equalized.T
+  np.testing.assert_allclose(equalized, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
@@ -57,12 +57,12 @@ def test_iterations_of_gram_matrices(iterations, rank):
       keys[1], (2, rank, 128))
   y /= jnp.linalg.norm(y, axis=(1, 2), keepdims=True)
   assert iterations <= orthogonal.MAX_GRAM_ITERATIONS
-  found = []
+  results = []  # (value, gradient) of both forms
   for fn in (orthogonal.iterate, orthogonal.iterate_grams):
     gradient = jax.grad(lambda y, fn=fn: jnp.sum(jnp.sin(fn(y, iterations))))
-    found.append((fn(y, iterations), gradient(y)))
+    results.append((fn(y, iterations), gradient(y)))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(
-      x, y, atol=1e-4 * np.abs(x).max()), *found)
+      x, y, atol=1e-4 * np.abs(x).max()), *results)
 
 
 def test_many_iterations_of_a_block_of_low_rank(monkeypatch):
@@ -88,7 +88,7 @@ def test_zero_stays_zero_and_has_a_gradient():
   assert np.all(np.isfinite(gradient))
 
 
-def test_mulo_equalizes_matrices_alone():
+def test_mulo_equalizes_only_matrices():
   params = {"w0": (6, 4), "w1": (6, 4), "conv": (2, 2, 3, 5), "b": (4,)}
   params = {k: jax.random.normal(jax.random.key(i), shape)
             for i, (k, shape) in enumerate(params.items())}
@@ -104,8 +104,9 @@ def test_mulo_equalizes_matrices_alone():
     assert u.ndim == 1 or not np.allclose(u, updates[0][k], rtol=0.01)
 
 
-def test_what_is_kept_in_memory_is_computed_once():
+def test_a_materialized_array_is_computed_once():
   def clamps(materialize):
+    """Return how often the compiled program computes the clip."""
     def fn(x, count):
       x = materialize(jnp.clip(3 * x, -1, 1), count)
       return orthogonal.equalize(x, 3)
@@ -116,7 +117,7 @@ def test_what_is_kept_in_memory_is_computed_once():
   assert clamps(lambda x, count: x) > clamps(blocks.materialize) == 1
 
 
-def test_what_is_kept_in_memory_has_the_same_gradient():
+def test_a_materialized_array_has_the_same_gradient():
   square = lambda x: jnp.sum(blocks.materialize(x**2, jnp.int32(3)))
   x = jnp.arange(4.0)
   assert np.array_equal(jax.jit(jax.grad(square))(x), 2 * x)
@@ -126,16 +127,17 @@ def test_what_is_kept_in_memory_has_the_same_gradient():
 def test_recomputing_changes_nothing_but_rounding():
   params = {"w": jax.random.normal(jax.random.key(0), (6, 4))}
   settings = {"hidden": 4, "newton_schulz": 3}
-  found = []
+  updates = []
   for recompute in (False, True):
     lopt = optimizers.get("mulo", recompute=recompute, **settings)
     tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
-    found.append(jax.jit(tx.update)(params, tx.init(params), params)[0]["w"])
+    updates.append(jax.jit(tx.update)(params, tx.init(params), params)[0]["w"])
     program = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
     assert ("while" in program) != recompute
-  np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-8)
+  np.testing.assert_allclose(*updates, rtol=1e-4, atol=1e-8)
   assert "recompute" not in optimizers.all_settings("mulo", **settings)
-  assert mulo_s.get_config().optimizer.recompute  # or its theta is another
+  # The published theta of mulo-s depends on the rounding of this setting.
+  assert mulo_s.get_config().optimizer.recompute
 
 
 @pytest.mark.parametrize("iterations", [-1, 1.5, True])

@@ -39,29 +39,38 @@ THETA = {"log_step": jnp.float32(-1.0), "momentum": jnp.float32(0.5)}
 
 
 def outs(estimator, theta, count, how, data=TASK.data):
-  """Raw estimates of the first outer steps on so many devices."""
+  """Return the estimates of the first two outer steps, and the last state.
+
+  Args:
+    estimator: one estimator.
+    theta: meta-parameters.
+    count: number of devices.
+    how: the mapping.
+    data: `Task.data`.
+  """
   devices = parallel.mesh(COPIES, count)
   assert devices.size == count
   init, estimate = parallel.shard({"task": estimator}, devices, how)
   keys = jax.random.split(jax.random.key(0), COPIES)
   state = jax.jit(init)({"task": keys}, theta)
   estimate = jax.jit(estimate)
-  found = []
+  estimates = []
   for t in range(2):
-    new = jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys)
-    out, state = estimate({"task": new}, theta, state, {"task": data})
-    found.append(out["task"])
-  return jax.device_get(found), jax.device_get(state)
+    step_keys = jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys)
+    out, state = estimate({"task": step_keys}, theta, state, {"task": data})
+    estimates.append(out["task"])
+  return jax.device_get(estimates), jax.device_get(state)
 
 
-def assert_close(found, expected, rtol):
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+def assert_close(actual, expected, rtol):
+  """Compare two trees, relative to the largest entry of each array."""
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
 
 
 @pytest.mark.parametrize("name", estimators.names())
 def test_device_counts_and_mappings(name):
-  """Raw meta-gradients, since Adam would hide a factor."""
+  """Compare meta-gradients, because Adam would hide a constant multiple."""
   estimator = estimators.get(name, task=TASK, opt_fn=sgd, truncation=3,
                              shortest=3, longest=6)
   expected = outs(estimator, THETA, 1, "shard_map")
@@ -69,12 +78,12 @@ def test_device_counts_and_mappings(name):
   more = ((2, "shard_map"), (8, "pmap")) if name in (
       "pes", "truncated_backprop") else ()
   for count, how in ((8, "shard_map"), *more):
-    # Differences of nearly equal losses: rounding counts.
+    # Estimates are differences of nearly equal losses, so rounding matters.
     assert_close(outs(estimator, THETA, count, how), expected, 2e-4)
 
 
 def test_truncated_backprop_of_a_learned_optimizer():
-  """Finite also where all gradients of a parameter are zero."""
+  """The meta-gradient is finite, even if a parameter never has a gradient."""
   shapes = {"w": (3, 4), "b": (4,), "dead": (2, 2)}
   task = families.get("quadratic", None, dim=2)._replace(
       init=lambda key: {name: jax.random.normal(key, shape)
@@ -87,15 +96,15 @@ def test_truncated_backprop_of_a_learned_optimizer():
       "truncated_backprop", task=task, opt_fn=lopt.opt_fn, truncation=3,
       shortest=3, longest=3)
   (_, expected), _ = outs(estimator, theta, 1, "shard_map", task.data)
-  (_, found), _ = outs(estimator, theta, 8, "shard_map", task.data)
-  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found.grad))
-  assert all(np.any(x != 0) for x in jax.tree.leaves(found.grad))
-  difference = jax.tree.map(np.subtract, found.grad, expected.grad)
+  (_, actual), _ = outs(estimator, theta, 8, "shard_map", task.data)
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual.grad))
+  assert all(np.any(x != 0) for x in jax.tree.leaves(actual.grad))
+  difference = jax.tree.map(np.subtract, actual.grad, expected.grad)
   assert optax.tree.norm(difference) < 1e-4 * optax.tree.norm(expected.grad)
 
 
 def test_copies_that_are_dropped_do_not_weigh():
-  """Devices with different numbers of copies that count."""
+  """The devices have different numbers of copies left."""
   bad = TASK._replace(init=lambda key: jax.tree.map(
       lambda x: jnp.where(jax.random.bits(key) % 3 > 0, x, jnp.inf),
       TASK.init(key)), normalize=lambda loss: loss)
@@ -106,8 +115,8 @@ def test_copies_that_are_dropped_do_not_weigh():
     expected, _ = outs(estimator, THETA, 1, "shard_map")
     assert 0 < expected[0].info["dropped"] < COPIES
     assert expected[0].copies == COPIES - expected[0].info["dropped"]
-    found, _ = outs(estimator, THETA, 8, "shard_map")
-    assert_close(found, expected, 2e-4)
+    actual, _ = outs(estimator, THETA, 8, "shard_map")
+    assert_close(actual, expected, 2e-4)
 
 
 def test_meshes():
@@ -122,7 +131,7 @@ def test_meshes():
 
 
 def test_one_collective_in_an_outer_step():
-  """More of them can block each other's threads on CPU devices."""
+  """Several collectives could block each other's threads on CPU devices."""
   config = tiny_config.get_config()
   config.update(devices=2)
   built = build.build(config, None)
@@ -135,10 +144,10 @@ def test_one_collective_in_an_outer_step():
 
 
 def test_hosts(tmp_path):
-  """Two processes, and the same theta as one with two devices."""
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    port = found.getsockname()[1]
+  """Two processes give the same theta as one process with two devices."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
   environment = {
       **os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
   run = lambda process: subprocess.Popen(
@@ -158,12 +167,12 @@ def test_hosts(tmp_path):
       process.kill()
   config = tiny_config.get_config()
   config.update(num_steps=6, devices=2)
-  one = train.meta_train(config, str(tmp_path / "one"))
-  theta = mulo.read(one).theta
-  found = mulo.read(tmp_path / "two" / "theta.safetensors").theta
-  assert found.keys() == theta.keys()
-  for name, x in theta.items():
-    np.testing.assert_array_equal(found[name], x)
+  path = train.meta_train(config, str(tmp_path / "one"))
+  expected = mulo.read(path).theta
+  theta = mulo.read(tmp_path / "two" / "theta.safetensors").theta
+  assert theta.keys() == expected.keys()
+  for name, x in expected.items():
+    np.testing.assert_array_equal(theta[name], x)
   assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
       "checkpoints", "config.json", "metrics.jsonl", "theta.safetensors"]
 

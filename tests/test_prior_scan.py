@@ -1,4 +1,4 @@
-"""The scan of multipliers before meta-training, and the configs."""
+"""The study prior_scan, and the configs of meta-training."""
 
 import importlib
 import os
@@ -19,28 +19,28 @@ from tasks import families
 FILES = ("mnist", "cifar10")  # data sets that do not come with mulo
 
 
-def test_factors():
-  """Each on the role that it is called after."""
+def test_multipliers():
+  """Each multiplier applies to the parameters of its role."""
   task = families.get("mlp", parametrizations.get("mup"), width=4, depth=2)
   lopt = optimizers.get("mulo", hidden=3, step_mult=1.0)
   theta = lopt.init(jax.random.key(0))
   params = jax.jit(task.init)(jax.random.key(0))
   grads = jax.tree.map(np.ones_like, params)
-  found = []
-  for tx in (lopt.opt_fn(theta), prior_scan.with_factors(lopt, theta, task)(
-      np.float32([0.5, 0.1, 2.0, 3.0]))):
-    found.append(jax.jit(tx.update)(grads, tx.init(params), params)[0])
-  ratios = jax.tree.map(lambda x, y: float(np.mean(y / x)), *found)
+  updates = []
+  for tx in (lopt.opt_fn(theta), prior_scan.with_multipliers(
+      lopt, theta, task)(np.float32([0.5, 0.1, 2.0, 3.0]))):
+    updates.append(jax.jit(tx.update)(grads, tx.init(params), params)[0])
+  ratios = jax.tree.map(lambda x, y: float(np.mean(y / x)), *updates)
   np.testing.assert_allclose(
       [[ratios[f"layer_{i}"][name] for name in "wb"] for i in range(3)],
       [[0.5, 3.0], [0.1, 3.0], [2.0, 3.0]], rtol=1e-5)
 
 
 def test_draws():
-  found = prior_scan.draws(1000, 10.0)
-  assert found.shape == (1000, 4) and found.dtype == np.float32
-  assert 0.03 <= found.min() < 0.04 and 2.5 < found.max() <= 3.001
-  np.testing.assert_array_equal(found, prior_scan.draws(1000, 10.0))
+  draws = prior_scan.draws(1000, 10.0)
+  assert draws.shape == (1000, 4) and draws.dtype == np.float32
+  assert 0.03 <= draws.min() < 0.04 and 2.5 < draws.max() <= 3.001
+  np.testing.assert_array_equal(draws, prior_scan.draws(1000, 10.0))
 
 
 def test_table(monkeypatch):
@@ -61,7 +61,7 @@ def test_table(monkeypatch):
 
 @pytest.mark.parametrize(
     "name", [m.name for m in pkgutil.iter_modules(configs.__path__)])
-def test_configs_make_sense(name):
+def test_configs_are_valid(name):
   module = importlib.import_module(f"{configs.__name__}.{name}")
   config = module.get_config()
   build.check(config)

@@ -1,4 +1,4 @@
-"""Published optimizers where there are no vectors of their implementations."""
+"""Published optimizers whose implementations gave no golden vectors."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from learned_opt.optimizers import nn_adam
 from learned_opt.update import blocks
 import mulo
 
-# Parameters of one shape share a program, so some stand between others.
+# Parameters of one shape share a program, so "b" stands between two of them.
 SHAPES = {"a": (3, 4), "b": (4,), "c": (3, 4), "d": (), "e": (5,)}
 
 
@@ -25,7 +25,7 @@ def trees(seed, scale=1.0):
 
 
 def nn_adam_oracle(theta, params, grads):
-  """Parameters and hyperparameters after each update, in float64."""
+  """Return parameters and hyperparameters after each update, in float64."""
   log = lambda x: 0.5 * np.clip(np.log(1e-8 + np.abs(x)), -5, 5)
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   limits = [(np.log(1e-8), np.log(1e3)), (-10, 0), (-10, 0),
@@ -65,7 +65,7 @@ def nn_adam_oracle(theta, params, grads):
   return after
 
 
-@pytest.mark.parametrize("size", [10**6, 1])  # at once, and one by one
+@pytest.mark.parametrize("size", [10**6, 1])  # in one block, and one by one
 def test_nn_adam(size, monkeypatch):
   monkeypatch.setattr(blocks, "CPU_SIZE", size)
   lopt = optimizers.get("nn_adam", lstm_hidden=4, learning_rate=0.1)
@@ -174,20 +174,21 @@ def test_mu_velo_is_velo_times_the_update_multipliers(tmp_path):
   params = {k: jnp.ones(shape) for k, shape in shapes(8).items()}
   bases = {k: jax.ShapeDtypeStruct(shape, jnp.float32)
            for k, shape in shapes(4).items()}
-  found = {}
-  for rule in ("standard", "mup"):
-    path = tmp_path / f"{rule}.safetensors"
-    mulo.save(path, artifact_lib.Artifact("velo", settings, rule, theta))
+  updates = {}
+  for parametrization in ("standard", "mup"):
+    path = tmp_path / f"{parametrization}.safetensors"
+    mulo.save(path, artifact_lib.Artifact(
+        "velo", settings, parametrization, theta))
     tx = mulo.load(path, num_steps=10, base_shapes=bases)
-    found[rule], _ = jax.jit(tx.update)(
+    updates[parametrization], _ = jax.jit(tx.update)(
         params, tx.init(params), params, value=1.0)
-  for name, factor in (("in", 1), ("hidden", 1 / 8), ("b", 1)):
-    assert np.any(found["standard"][name])
+  for name, multiplier in (("in", 1), ("hidden", 1 / 8), ("b", 1)):
+    assert np.any(updates["standard"][name])
     np.testing.assert_allclose(
-        found["mup"][name], factor * found["standard"][name], rtol=1e-6)
+        updates["mup"][name], multiplier * updates["standard"][name], rtol=1e-6)
 
 
-def test_arrays_on_no_mesh_beside_one_in_use():
+def test_arrays_on_no_mesh_while_a_mesh_is_set():
   lopt = optimizers.get("hyperparam_adam")
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
   params = {"w": np.ones((4, 4), np.float32)}
@@ -201,7 +202,7 @@ def test_arrays_on_no_mesh_beside_one_in_use():
       np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)
 
 
-def test_what_belongs_to_no_parameter_is_not_split():
+def test_state_of_no_parameter_is_not_split():
   lopt = optimizers.get("velo", lstm_hidden=16, bank=2)
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)), num_steps=10)
   mesh = jax.make_mesh((8,), ("x",), devices=jax.devices()[:8])

@@ -1,4 +1,5 @@
-"""What README and docs tell people to run exists, and README's Python runs."""
+"""Commands, files and links of README, WORKSPACE.md and docs; README's Python.
+"""
 
 import functools
 import pathlib
@@ -13,18 +14,44 @@ import mulo
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+WORKSPACE = ROOT / "WORKSPACE.md"
+PAGES = [README, WORKSPACE, *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("mulo", "learned_opt", "tasks", "meta_train", "experiments",
+           "tests", "docs", "examples")
 
 
 def blocks(page: pathlib.Path, language: str) -> list[str]:
   return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+def in_backticks(page: pathlib.Path) -> list[str]:
+  """Text in single backticks, outside of code blocks."""
+  text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+  return [" ".join(x.split()) for x in re.findall(r"`([^`]+)`", text)]
+
+
 def commands() -> list[str]:
+  """Lines of shell blocks, and what begins as a command in backticks."""
   joined = "\n".join(block for page in PAGES for block in blocks(
       page, "sh")).replace("\\\n", " ")
-  return sorted({line.strip() for line in joined.splitlines()
+  quoted = [text for page in PAGES for text in in_backticks(page)
+            if re.match(r"(make|python -m) \w", text)]
+  return sorted({line.strip() for line in (*joined.splitlines(), *quoted)
                  if line.strip() and not line.startswith("#")})
+
+
+@functools.cache
+def files() -> list[str]:
+  """Paths of all files and folders, relative to the repository."""
+  return [path.relative_to(ROOT).as_posix() for folder in FOLDERS
+          for path in (ROOT / folder, *(ROOT / folder).rglob("*"))]
+
+
+def exists(name: str) -> bool:
+  """Whether a path ends with the name, such as "velo.py" or "update/"."""
+  name = name.rstrip("/")
+  return (ROOT / name).exists() or any(
+      path.endswith(f"/{name}") for path in files())
 
 
 @functools.cache
@@ -36,6 +63,7 @@ def help_of(module: str) -> str:
 def test_there_are_commands():
   assert "make quickstart" in commands()
   assert "make test" in commands()
+  assert "python -m experiments.robustness.contract" in commands()
 
 
 @pytest.mark.parametrize("command", commands())
@@ -55,15 +83,53 @@ def test_command_exists(command):
     assert words[:2] == ["pip", "install"]
 
 
+def test_every_command_is_in_the_table():
+  text = WORKSPACE.read_text()
+  for folder in ("meta_train", "experiments"):
+    for path in (ROOT / folder).rglob("*.py"):
+      if re.search("^if __name__ ==", path.read_text(), re.MULTILINE):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert f"`python -m {name}" in text, name
+
+
 def test_no_placeholders():
   for page in PAGES:
     assert not re.findall(r"\b[A-Z]+_(?:TABLE|TIME)|@@", page.read_text()), page
 
 
-def test_files_and_figures_exist():
-  for page in PAGES:
-    for path in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
-      assert (page.parent / path).exists(), (page, path)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_exist(page):
+  """Python files named anywhere, and folders of this repository."""
+  for text in in_backticks(page):
+    names = re.findall(r"[\w/]*\w\.py\b", text)
+    if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w/.]*", text):
+      names.append(text)
+    for name in names:
+      assert "NAME" in name or exists(name), name
+
+
+def test_files_and_folders_of_the_map_exist():
+  (tree,) = blocks(WORKSPACE, "")
+  names = re.findall(r"\w+\.py\b|[\w/]*\w/", tree)
+  assert "learned_opt/" in names and "build.py" in names
+  for name in names:
+    assert exists(name), name
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """Anchors of the headings of a page, as GitHub makes them."""
+  headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+          for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+  for path, anchor in re.findall(
+      r"\]\(((?!http)[^)#]*)(?:#([^)]*))?\)", page.read_text()):
+    target = page.parent / path if path else page
+    assert target.exists(), path
+    assert not anchor or anchor in anchors(target), anchor
 
 
 def test_python_runs(tmp_path):

@@ -1,4 +1,4 @@
-"""Recipes of configs, for a few steps."""
+"""Recipes of configs, run for a few steps."""
 
 import os
 
@@ -16,7 +16,7 @@ import mulo
         os.environ.get("MULO_DATA_DIR", ""), "cifar-10-batches-bin")),
     reason="MULO_DATA_DIR has no CIFAR-10")
 def test_the_recipe_for_a_gpu(tmp_path):
-  """A few steps of it on a CPU: one narrow network and small batches."""
+  """On a CPU, with one narrow network and small batches."""
   config = mulo_m.get_config().unlock()
   task = config.tasks.mlp_w128.to_dict() | {"width": 8, "batch_size": 16}
   del config["tasks"]
@@ -29,5 +29,5 @@ def test_the_recipe_for_a_gpu(tmp_path):
   artifact = mulo.read(path)
   assert (artifact.settings["hidden"], artifact.settings["newton_schulz"]) == (
       32, 3)
-  found = metrics.read(tmp_path / "metrics.jsonl")
-  assert len(found) == 3 and all(np.isfinite(x["meta_loss"]) for x in found)
+  rows = metrics.read(tmp_path / "metrics.jsonl")
+  assert len(rows) == 3 and all(np.isfinite(row["meta_loss"]) for row in rows)

@@ -1,4 +1,4 @@
-"""Cards, the optimizers that ship, and the examples that use them."""
+"""Cards, the optimizers that ship with mulo, and the examples."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ MNIST = pathlib.Path(os.environ.get("MULO_DATA_DIR", "")) / "mnist"
 
 @pytest.fixture
 def run(tmp_path):
-  """A workdir of meta-training, as far as a release reads it."""
+  """Write the files of a meta-training run that a release reads."""
   folder = tmp_path / "run"
   folder.mkdir()
   record = {
@@ -43,10 +43,11 @@ def run(tmp_path):
 
 @pytest.fixture
 def study(tmp_path):
-  """A workdir of transfer: one target lost, one won, and one run diverged."""
+  """Write a study: one target lost, one target won, and one run diverged."""
   folder = tmp_path / "width"
   folder.mkdir()
-  (folder / "command.txt").write_text("python -m experiments.studies.transfer\n")
+  (folder / "command.txt").write_text(
+      "python -m experiments.studies.transfer\n")
   row = {"schedule": "", "learning_rate": np.nan, "grid_edge": False,
          "mean_train_loss": 1.0, "test_loss": 1.0, "speedup": 1.0}
   rows = [
@@ -76,7 +77,7 @@ def test_release(tmp_path, run, study):
       "- c: 1 of 1 runs diverged", "experiments.studies.transfer", "AdamW"):
     assert part in text, part
   assert "- b" not in text
-  assert "rival" not in text  # neither released nor a baseline
+  assert "rival" not in text  # not released and not a baseline
 
 
 def test_a_run_that_was_repeated(tmp_path, run, study):
@@ -88,7 +89,7 @@ def test_a_run_that_was_repeated(tmp_path, run, study):
   arguments = run, "ours", "ours", [study], tmp_path
   release.release(*arguments, repeats=str(tmp_path / "other.safetensors"))
   text = (tmp_path / "ours.md").read_text()
-  assert "Another run made\nthe same one (git revision abc)." in text
+  assert "Another run made\nthe same theta (git revision abc)." in text
   with pytest.raises(ValueError, match="cannot repeat itself"):
     release.release(*arguments, repeats=str(path))
   mulo.save(tmp_path / "other.safetensors", dataclasses.replace(
@@ -98,7 +99,7 @@ def test_a_run_that_was_repeated(tmp_path, run, study):
   assert text == (tmp_path / "ours.md").read_text()
 
 
-def test_release_writes_nothing_by_halves(tmp_path, run, study):
+def test_release_writes_both_files_or_none(tmp_path, run, study):
   with pytest.raises(ValueError, match="no optimizer 'theirs'; it has ours"):
     release.release(run, "ours", "theirs", [study], tmp_path)
   with pytest.raises(OSError):
@@ -108,7 +109,7 @@ def test_release_writes_nothing_by_halves(tmp_path, run, study):
 
 @pytest.mark.parametrize("name", mulo.list_pretrained())
 def test_pretrained(name):
-  """What ships is whole, says what its card says, and takes a step."""
+  """Files fit their hashes and their cards, and a step reduces a loss."""
   artifact = mulo.read(name)
   path = release.FOLDER / f"{name}.safetensors"
   card = path.with_suffix(".md").read_text()
@@ -119,7 +120,8 @@ def test_pretrained(name):
   params = {"w": jax.random.normal(jax.random.key(0), (4, 8))}
   tx = mulo.load(name, base_shapes=shapes(2), num_steps=100)
   update, _ = tx.update(params, tx.init(params), params)
-  # Not along the gradient, which has unequal singular values, but down it.
+  # The update goes down, but not exactly along the gradient, whose singular
+  # values are unequal.
   cosine = np.vdot(update["w"], params["w"]) / (
       np.linalg.norm(update["w"]) * np.linalg.norm(params["w"]))
   assert cosine < -0.6
@@ -128,7 +130,7 @@ def test_pretrained(name):
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MULO_DATA_DIR has no MNIST")
 def test_example():
-  """A network outside of our tasks learns MNIST with no learning rate."""
+  """A network that is not from tasks/ learns MNIST without a learning rate."""
   done = subprocess.run(
       [sys.executable, "examples/mnist_flax.py", f"--data_dir={MNIST}",
        "--width=32", "--num_steps=150", "--batch_size=64"], cwd=ROOT,

@@ -1,22 +1,24 @@
-"""What parameters are, from shapes alone."""
+"""Roles, fan-in and fan-out of parameters, from shapes alone."""
 
 import public_models
 import pytest
 
+from learned_opt.scaling import axis_rules
 from mulo import scaling
 
 tree = public_models.tree
 
 
-def said(shapes, settings):
-  facts = scaling.infer(shapes(16), shapes(64), **settings)
-  return {path: (x.role, x.fan_in, x.fan_out) for path, x in facts.items()}
+def inferred(shapes, settings):
+  """{path: (role, fan-in, fan-out)} at width 16, with base width 64."""
+  infos = scaling.infer(shapes(16), shapes(64), **settings)
+  return {path: (x.role, x.fan_in, x.fan_out) for path, x in infos.items()}
 
 
 @pytest.mark.parametrize("name", public_models.MODELS)
 def test_roles(name):
   model = public_models.MODELS[name]
-  assert said(model.shapes, model.settings) == model.expected
+  assert inferred(model.shapes, model.settings) == model.expected
 
 
 @pytest.mark.parametrize("name", public_models.EQUINOX_MODELS)
@@ -24,22 +26,22 @@ def test_roles_in_equinox(name):
   pytest.importorskip("equinox")
   make, expected, overrides = public_models.EQUINOX_MODELS[name]
   settings = {"layout": "out_in", "overrides": overrides}
-  assert said(public_models.of_equinox(make), settings) == expected
+  assert inferred(public_models.of_equinox(make), settings) == expected
 
 
 def test_blocks():
-  """Found by what a deeper network has more of, or is longer in."""
+  """A deeper network has more parameters, or longer axes, for its blocks."""
   gpt = public_models.linen(
       lambda width, depth: public_models.Gpt(width, depth),
       public_models.TOKENS)
-  facts = scaling.infer(gpt(16, 3), gpt(64, 3), deeper_shapes=gpt(64, 5),
+  infos = scaling.infer(gpt(16, 3), gpt(64, 3), deeper_shapes=gpt(64, 5),
                         base_depth=2)
-  for path, info in facts.items():
+  for path, info in infos.items():
     assert (info.depth, info.base_depth) == (
         (3, 2) if path.startswith("Block") else (1, 1)), path
   model = public_models.MODELS["gpt, scan"]
-  facts = scaling.infer(model.shapes(16), model.shapes(64), **model.settings)
-  for path, info in facts.items():
+  infos = scaling.infer(model.shapes(16), model.shapes(64), **model.settings)
+  for path, info in infos.items():
     stack = path.startswith("blocks")
     assert (info.depth, info.stack) == ((3, (0,)) if stack else (1, ())), path
 
@@ -49,9 +51,9 @@ def test_heads_that_grow_in_size():
       lambda head_size: public_models.Gpt(8 * head_size, 1,
                                           head_size=head_size),
       public_models.TOKENS)
-  facts = scaling.infer(gpt(2), gpt(4))
+  infos = scaling.infer(gpt(2), gpt(4))
   for name in "qkvo":
-    info = facts[f"Block_0/Attention_0/{name}/kernel"]
+    info = infos[f"Block_0/Attention_0/{name}/kernel"]
     assert info.role == "hidden" and info.open
   info = scaling.infer(gpt(2), gpt(4), overrides={
       "*/[qkv]/kernel": scaling.Override(inputs=(0,))})[
@@ -59,6 +61,31 @@ def test_heads_that_grow_in_size():
   assert (info.fan_in, info.fan_out, info.open) == (16, 8, "")
   assert scaling.attention_mult(8, 2) == pytest.approx(2**0.5 / 8)
   assert scaling.attention_mult(2, 2) == 2**-0.5
+
+
+@pytest.mark.parametrize(
+    "axis_rule", axis_rules.AXIS_RULES, ids=lambda x: x.network)
+def test_axis_rules_decide_their_examples(axis_rule):
+  """Each rule is the first that applies to its example, also within `infer`."""
+  example, expected = axis_rule.example, axis_rule.expected
+  assert axis_rules.find(example) is axis_rule
+  name = "bias" if example.is_bias else "kernel"
+  # Another module has axes that grow, where the example has none.
+  bases, shapes = {"x/kernel": (8, 8)}, {"x/kernel": (16, 16)}
+  for sizes, pair in zip((bases, shapes), example.pairs):
+    sizes |= {"y/kernel": pair[0], "y/bias": pair[1]}
+  bases[f"y/{name}"], shapes[f"y/{name}"] = example.base_shape, example.shape
+  override = scaling.Override(example.role, example.inputs, example.outputs)
+  infer = lambda: scaling.infer(
+      tree(**shapes), tree(**bases), layout=example.layout, readout=False,
+      overrides={f"y/{name}": override})[f"y/{name}"]
+  if isinstance(expected, str):
+    with pytest.raises(ValueError, match=expected):
+      infer()
+  else:
+    info = infer()
+    assert (info.inputs, info.outputs) == expected
+    assert info.open == axis_rule.open
 
 
 OUT = {"o": (8, 3)}, {"o": (16, 3)}

@@ -1,4 +1,4 @@
-"""Factors of parametrizations, and optimizers of optax that have them."""
+"""Multipliers of parametrizations, and optimizers of optax with multipliers."""
 
 import functools
 
@@ -10,9 +10,9 @@ import public_models
 import pytest
 
 from learned_opt import optimizers
+from learned_opt.scaling import fan
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
-from learned_opt.scaling import width
 from mulo import scaling
 
 tree = public_models.tree
@@ -21,7 +21,8 @@ ROLES = {"input": ((5, 16), (5, 64)), "hidden": ((16, 16), (64, 64)),
          "output": ((16, 3), (64, 3)), "vector": ((16,), (64,))}
 SAME = (1, 1, 1, 1, 1, 1)
 FIRST, LAST = (1, 1, 1, 4, 1 / 4, 1), (1 / 4, 1, 1 / 4, 1 / 4, 1, 4)
-GOLDEN = {  # at 4 times the width: init, output, Adam, SGD, eps, decay
+# Multipliers at 4 times the width: init, output, Adam, SGD, eps, decay.
+GOLDEN = {
     ("standard", False): {
         "input": SAME, "hidden": (1 / 2, 1, 1, 1, 1, 1),
         "output": (1 / 2, 1, 1, 1, 1, 1), "vector": (*SAME[:5], 0)},
@@ -36,7 +37,8 @@ GOLDEN = {  # at 4 times the width: init, output, Adam, SGD, eps, decay
         "hidden": (1 / 2, 1, 1 / 4, 1 / 2, 1 / 2, 4),
         "output": (1 / 2, 1, 1 / 4, 1 / 4, 1, 4),
         "vector": (1, 1, 1, 2, 1 / 2, 0)}}
-# Balanced muP differs by constants, unit scaling by what is in which place.
+# Balanced muP differs by constants that do not depend on width; unit-scaled muP
+# only moves multipliers between the forward pass, initialisation and updates.
 for _name in ("mup_balanced", "depth_mup", "completep", "unit_scaled"):
   GOLDEN[_name, False] = GOLDEN["mup", False]
 GOLDEN["unit_scaled", True] = {
@@ -45,34 +47,41 @@ GOLDEN["unit_scaled", True] = {
 
 
 @pytest.mark.parametrize("name, forward", GOLDEN)
-def test_golden_factors(name, forward):
+def test_golden_multipliers(name, forward):
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
-  found = scaling.multipliers(
+  wide = scaling.multipliers(
       shapes, bases, parametrization=name, forward=forward)
-  for role, f in found.items():
-    assert (f.std, f.output, f.update, f.update / f.gradient, f.gradient,
-            f.decay) == pytest.approx(GOLDEN[name, forward][role]), role
-  same = scaling.multipliers(bases, bases, delta_shapes=shapes, forward=forward,
-                         parametrization=name)
-  for role, f in same.items():
-    assert f == (1, 1, 1, 1, role != "vector")
+  for role, m in wide.items():
+    assert numbers(m) == pytest.approx(GOLDEN[name, forward][role]), role
+  at_base = scaling.multipliers(
+      bases, bases, delta_shapes=shapes, forward=forward, parametrization=name)
+  for role, m in at_base.items():
+    assert m == (1, 1, 1, 1, role != "vector")
+
+
+def numbers(m: scaling.Multipliers) -> tuple[float, ...]:
+  """The multipliers in the order of GOLDEN."""
+  return (m.std, m.output, m.update, m.update / m.gradient, m.gradient, m.decay)
 
 
 def symmetric():
-  """Table 9 of Tensor Programs V: muP with its factors shared out evenly."""
+  """Table 9 of Tensor Programs V: muP, all exponents of width 1/2 or -1/2.
 
-  def rule(of_width):
+  Hidden matrices are as in muP.
+  """
+
+  def by_width(of_width):
     def scale(shape, base_shape):
-      role = width.role(shape, base_shape)
-      n = width.fan_in(shape, base_shape) if role == "output" else (
-          width.fan_out(shape, base_shape))
+      role = fan.role(shape, base_shape)
+      n = fan.fan_in(shape, base_shape) if role == "output" else (
+          fan.fan_out(shape, base_shape))
       return of_width(n, role)
     return scale
 
   mup = parametrizations.get("mup")
-  hidden = lambda of, of_width: lambda shape, base_shape: (
-      of if width.role(shape, base_shape) == "hidden" else rule(of_width))(
-          shape, base_shape)
+  hidden = lambda of_hidden, of_width: lambda shape, base_shape: (
+      of_hidden if fan.role(shape, base_shape) == "hidden" else (
+          by_width(of_width)))(shape, base_shape)
   root = lambda n, role: n**-0.5
   return mup._replace(
       init_std=hidden(mup.init_std, root),
@@ -82,18 +91,17 @@ def symmetric():
       gradient_scale=hidden(mup.gradient_scale, root))
 
 
-def test_golden_factors_of_table_9():
+def test_golden_multipliers_of_table_9():
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
-  found = scaling.multipliers(
+  wide = scaling.multipliers(
       shapes, bases, parametrization=symmetric(), forward=True)
   first = (1 / 2, 2, 1 / 2, 1, 1 / 2)
   expected = {
       "input": (*first, 2), "vector": (*first, 0),
       "hidden": GOLDEN["mup", True]["hidden"],
       "output": (1 / 2, 1 / 2, 1 / 2, 1, 1 / 2, 2)}
-  for role, f in found.items():
-    assert (f.std, f.output, f.update, f.update / f.gradient, f.gradient,
-            f.decay) == pytest.approx(expected[role]), role
+  for role, m in wide.items():
+    assert numbers(m) == pytest.approx(expected[role]), role
 
 
 @pytest.mark.parametrize("name, settings, branch, update, gradient", [
@@ -101,20 +109,24 @@ def test_golden_factors_of_table_9():
     ("completep", {}, 1 / 4, 1, 1 / 4),
     ("completep", {"alpha": 0.5}, 1 / 2, 1 / 2, 1 / 2),
     ("unit_scaled", {}, 1 / 2, 1 / 2, 1 / 2)])
-def test_golden_factors_of_depth(name, settings, branch, update, gradient):
-  rule = parametrizations.get(name, **settings)
+def test_golden_multipliers_of_depth(
+    name, settings, branch, update, gradient):
+  parametrization = parametrizations.get(name, **settings)
   bases, shapes = (tree(**{k: v[i] for k, v in ROLES.items()}) for i in (0, 1))
   overrides = {"hidden": scaling.Override(depth=8)}
-  found = scaling.multipliers(shapes, bases, parametrization=rule, base_depth=2,
-                          overrides=overrides)
-  assert scaling.branch_mult(8, 2, parametrization=rule) == branch
-  assert found["hidden"].update == pytest.approx(update / 4)
-  assert found["hidden"].gradient == pytest.approx(gradient / 4)
-  assert found["input"].update == 1 and found["output"].gradient == 1
+  mults = scaling.multipliers(
+      shapes, bases, parametrization=parametrization, base_depth=2,
+      overrides=overrides)
+  assert scaling.branch_mult(
+      8, 2, parametrization=parametrization) == branch
+  assert mults["hidden"].update == pytest.approx(update / 4)
+  assert mults["hidden"].gradient == pytest.approx(gradient / 4)
+  assert mults["input"].update == 1 and mults["output"].gradient == 1
 
 
 def test_branches_of_unit_scaled_mup():
-  """The published rule and one factor for all, where all read through norms."""
+  """One multiplier for all branches equals the published ones, through norms.
+  """
   depth = 3
   weights = jax.random.normal(jax.random.key(0), (2 * depth, 8, 8))
   norm = lambda x: x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True))
@@ -143,7 +155,7 @@ def outputs(params, x, mults=None):
   return jnp.tanh(h @ params["hidden"]) @ params["output"]
 
 
-BASE, WIDE = 16, 64  # factors are powers of two
+BASE, WIDE = 16, 64  # so that multipliers are powers of two
 OPTIMIZERS = {
     "adamw": functools.partial(scaling.mu_adamw, 0.03, weight_decay=0.1),
     "sgd": functools.partial(scaling.mu_sgd, 0.3, momentum=0.9),
@@ -165,30 +177,31 @@ def losses(tx, params, mults=None, steps=20):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_factor_in_the_forward_pass_can_be_in_the_update(name):
-  """Tables 3, 8 and 9 of Tensor Programs V are the same."""
+def test_a_multiplier_in_the_forward_pass_can_be_in_the_update(name):
+  """Tables 3, 8 and 9 of Tensor Programs V give the same losses."""
   base = params_of(jax.random.key(0), BASE)
   start = params_of(jax.random.key(1), WIDE)
-  found = []
-  for rule, forward in (("mup", False), ("mup", True), (symmetric(), True)):
-    settings = {"parametrization": rule, "forward": forward}
+  curves = []
+  for parametrization, forward in (
+      ("mup", False), ("mup", True), (symmetric(), True)):
+    settings = {"parametrization": parametrization, "forward": forward}
     params = scaling.rescale_init(start, base, **settings)
-    mults = {k: f.output for k, f in scaling.multipliers(
+    mults = {k: m.output for k, m in scaling.multipliers(
         start, base, **settings).items()}
-    found.append(losses(
+    curves.append(losses(
         OPTIMIZERS[name](base_shapes=base, **settings), params, mults))
-  assert found[0][-1] < 0.95 * found[0][0]
-  np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
-  np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
+  assert curves[0][-1] < 0.95 * curves[0][0]
+  np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+  np.testing.assert_allclose(curves[2], curves[0], rtol=1e-5)
 
 
 def test_epsilons_follow_gradients():
-  """Gradients 1,000 times as small, with an epsilon as much smaller."""
+  """Gradients and epsilon 1,000 times smaller give the same update."""
   base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
   grads = params_of(jax.random.key(1), WIDE)
-  rule = parametrizations.get("mup")
-  small = rule._replace(gradient_scale=lambda shape, base: (
-      1e-3 if shape[-1] == WIDE else 1) * rule.gradient_scale(shape, base))
+  mup = parametrizations.get("mup")
+  small = mup._replace(gradient_scale=lambda shape, base: (
+      1e-3 if shape[-1] == WIDE else 1) * mup.gradient_scale(shape, base))
 
   def update(grads, parametrization):
     tx = scaling.mu_adamw(1.0, base, eps=0.1, parametrization=parametrization)
@@ -196,20 +209,20 @@ def test_epsilons_follow_gradients():
 
   tiny = dict(grads, hidden=1e-3 * grads["hidden"])
   first, second, unscaled = (update(*x)["hidden"] for x in (
-      (grads, rule), (tiny, small), (tiny, rule)))
+      (grads, mup), (tiny, small), (tiny, mup)))
   np.testing.assert_allclose(first, second, rtol=1e-4)
   assert np.max(np.abs(unscaled)) < 0.5 * np.max(np.abs(first))
 
 
-def test_factors_on_gradients():
+def test_scaled_gradients():
   base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
   ratio = WIDE / BASE
-  for forward, of_readout in ((False, 1), (True, ratio)):
+  for forward, readout_mult in ((False, 1), (True, ratio)):
     tx = scaling.scale_gradients(base, forward=forward)
     updates, _ = tx.update(params, tx.init(params))
     for name, update in updates.items():
       np.testing.assert_allclose(update, params[name] * (
-          of_readout if name == "output" else ratio), rtol=1e-6)
+          readout_mult if name == "output" else ratio), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, plain", [
@@ -229,17 +242,18 @@ def test_nothing_changes_at_the_base_width(name, plain):
 
 @pytest.mark.parametrize("kappa", [0, 0.5, 1])
 def test_decay(kappa):
-  """What a step takes of each parameter, without any gradient."""
+  """The fraction by which one step without gradients shrinks parameters."""
   base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
   params["vector"] += 1
   for make in (scaling.mu_adamw, scaling.mu_sgd, scaling.mu_muon):
     tx = make(0.5, base, weight_decay=0.1, kappa=kappa)
     updates, _ = tx.update(
         jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    found = jax.tree.map(lambda u, p: float(np.mean(u / p)), updates, params)
-    part = -0.05 * (WIDE / BASE)**-kappa
-    assert found == pytest.approx({
-        "input": -0.05, "hidden": part, "output": part, "vector": 0},
+    fractions = jax.tree.map(
+        lambda u, p: float(np.mean(u / p)), updates, params)
+    expected = -0.05 * (WIDE / BASE)**-kappa
+    assert fractions == pytest.approx({
+        "input": -0.05, "hidden": expected, "output": expected, "vector": 0},
         rel=1e-5)
 
 
@@ -248,33 +262,34 @@ def test_initial_weights():
   constant = dict(params, hidden=0.02 * jnp.sign(params["hidden"]))
   rms = lambda x: float(jnp.sqrt(jnp.mean(x**2)))
   for start in (params, constant):
-    found = scaling.rescale_init(start, base)
-    for name, factor in (("input", 1), ("hidden", 1 / 4), ("output", 1 / 16)):
-      assert rms(found[name]) == pytest.approx(factor * rms(base[name]))
-    again = scaling.rescale_init(found, base)
+    rescaled = scaling.rescale_init(start, base)
+    for name, mult in (("input", 1), ("hidden", 1 / 4), ("output", 1 / 16)):
+      assert rms(rescaled[name]) == pytest.approx(mult * rms(base[name]))
+    again = scaling.rescale_init(rescaled, base)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
-                 found, again)
+                 rescaled, again)
 
 
 @pytest.mark.parametrize("make", [scaling.mu_adamw, scaling.mu_sgd])
 def test_hyperparameters_can_be_injected(make):
-  """All of them, and they do what they do as constants."""
+  """Injected hyperparameters give the same update as constants."""
   base, params = (params_of(jax.random.key(0), n) for n in (BASE, WIDE))
   injected = optax.inject_hyperparams(make, static_args=("base_shapes",))
-  found = []
+  both = []
   for tx in (make(1e-3, base, weight_decay=0.1),
              injected(learning_rate=1e-3, base_shapes=base, weight_decay=0.1)):
-    found.append(jax.jit(tx.update)(params, tx.init(params), params)[0])
+    both.append(jax.jit(tx.update)(params, tx.init(params), params)[0])
   jax.tree.map(lambda x, y: np.testing.assert_allclose(
-      x, y, rtol=1e-5, atol=1e-9), *found)
+      x, y, rtol=1e-5, atol=1e-9), *both)
 
 
-def test_a_tied_readout_has_the_factor_of_the_rule():
+def test_a_tied_readout_has_the_multiplier_of_a_readout():
   shapes, bases = tree(embed=(7, 64)), tree(embed=(7, 16))
-  said = lambda name: scaling.describe(
+  describe = lambda name: scaling.describe(
       shapes, bases, parametrization=name, overrides={"embed": "tied"})
-  assert "embed reads out as well: multiply the logits by 0.25." in said("mup")
-  assert "reads out" not in said("standard")
+  assert ("embed reads out as well: multiply the logits by 0.25." in
+          describe("mup"))
+  assert "reads out" not in describe("standard")
 
 
 def test_shapes_are_no_arrays():
@@ -288,7 +303,7 @@ def test_shapes_are_no_arrays():
 def test_muon():
   for make in (scaling.mu_muon, functools.partial(
       scaling.mu, optax.identity(), spectral=True)):
-    with pytest.raises(ValueError, match="a rule for width, got 'standard'"):
+    with pytest.raises(ValueError, match="for width, .*, got 'standard'"):
       make(1.0, {}, parametrization="standard")
   base = {"w": np.ones((4, 8, 16)), "o": np.ones((8, 3))}
   params = {"w": np.ones((4, 32, 64)), "o": np.ones((32, 3))}
@@ -308,20 +323,22 @@ def test_muon():
 
 
 def shampoo(updates, params):
-  """The first step: a fourth root of the moments of each side."""
+  """The first step of Shampoo: fourth roots of the moments of both sides."""
   del params
 
-  def of(g):
+  def orthogonal(g):
     if g.ndim < 2:
       return jnp.sign(g)
     u, sizes, v = jnp.linalg.svd(g, full_matrices=False)
     return (u * (sizes > 1e-6 * sizes[0])[None]) @ v
 
-  return jax.tree.map(of, updates)
+  return jax.tree.map(orthogonal, updates)
 
 
 def test_exponents():
-  """How far a layer moves in one step does not depend on its width."""
+  """The change of a layer's outputs in one step does not depend on width."""
+  # Largest slopes of log change against log width, by layer: input, hidden,
+  # output, vector.
   limits = {"adamw": (0.1, 0.2, 0.35, 0.1), "lion": (0.1, 0.2, 0.35, 0.1),
             "sgd": (0.15, 0.35, 0.55, 0.15), "muon": (0.1, 0.2, 0.35, 0.1),
             "adan": (0.1, 0.2, 0.35, 0.1), "shampoo": (0.1, 0.1, 0.2, 0.1)}
@@ -345,32 +362,32 @@ def test_exponents():
     inputs = {"input": x, "hidden": h, "output": jnp.tanh(h @ params["hidden"]),
               "vector": jnp.ones((1, 1))}
 
-    def of(tx):
+    def changes(tx):
       updates, _ = tx.update(grads, tx.init(params), params)
       return jnp.stack([jnp.mean(jnp.abs(i @ jnp.atleast_2d(updates[k])))
                         for k, i in inputs.items()])
 
-    return {name: of(tx) for name, tx in optimizers.items()}
+    return {name: changes(tx) for name, tx in optimizers.items()}
 
-  found = [moves(n) for n in widths]
+  changes_by_width = [moves(n) for n in widths]
   for name, limit in limits.items():
     slopes = np.polyfit(
-        np.log2(widths), np.log2([x[name] for x in found]), 1)[0]
+        np.log2(widths), np.log2([x[name] for x in changes_by_width]), 1)[0]
     assert np.all(np.abs(slopes) <= limit), (name, slopes)
 
 
-def test_learned_optimizer_without_a_factor_in_the_forward_pass():
-  """The factor of the readout, in the network or in the update."""
-  rule = parametrizations.get("mup")
+def test_learned_optimizer_without_a_multiplier_in_the_forward_pass():
+  """The readout's multiplier in the network or in the update: same losses."""
+  mup = parametrizations.get("mup")
   lopt = optimizers.get("mulo", hidden=3)
   params = dict(params_of(jax.random.key(0), WIDE), output=jnp.zeros((WIDE, 3)))
   base = params_of(jax.random.key(0), BASE)
-  found = []
+  curves = []
   for forward in (True, False):
     tx = optax.chain(
         lopt.opt_fn(lopt.init(jax.random.key(0))),
-        multipliers.scale_by_parametrization(rule, base, forward=forward))
-    found.append(losses(
+        multipliers.scale_by_parametrization(mup, base, forward=forward))
+    curves.append(losses(
         tx, params, {"output": 1 / WIDE if forward else 1.0}, steps=8))
-  assert abs(found[0][-1] / found[0][0] - 1) > 1e-3
-  np.testing.assert_allclose(*found, rtol=1e-4)
+  assert abs(curves[0][-1] / curves[0][0] - 1) > 1e-3
+  np.testing.assert_allclose(*curves, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: flax's msgpack, and Hugging Face."""
+"""Weights of other projects: flax's msgpack, and Hugging Face."""
 
 import hashlib
 import pathlib
@@ -22,54 +22,57 @@ LAYOUT = "learned_optimization/adafac_mlp_lopt"
 
 
 def published() -> dict[str, np.ndarray]:
+  """Return {published name: array} of a theta."""
   with np.load(GOLDEN / "adafac_mlp_lopt_h4.npz") as file:
     return {k.removeprefix("theta/"): v for k, v in file.items()
             if k.startswith("theta/")}
 
 
 def nested(flat) -> dict:
+  """Return nested dicts from {path joined by "/": array}."""
   tree: dict = {}
-  for name, x in flat.items():
-    *folders, last = name.split("/")
-    at = tree
-    for part in folders:
-      at = at.setdefault(part, {})
-    at[last] = x
+  for path, x in flat.items():
+    *folders, name = path.split("/")
+    branch = tree
+    for folder in folders:
+      branch = branch.setdefault(folder, {})
+    branch[name] = x
   return tree
 
 
 def test_theta_state(tmp_path):
-  """What flax writes is read, with and without a checkpoint around it."""
+  """A file of flax is read, with and without a checkpoint around theta."""
   serialization = pytest.importorskip("flax.serialization")
   flat, path = published(), tmp_path / "theta.state"
   for tree in (nested(flat), {
       "params": nested(flat), "gen_id": "abc", "step": 12}):
     path.write_bytes(serialization.to_bytes(tree))
-    found = mulo.read_arrays(path)
-    assert set(found) == set(flat)
+    arrays = mulo.read_arrays(path)
+    assert set(arrays) == set(flat)
     for name, x in flat.items():
-      np.testing.assert_array_equal(found[name], x)
-      assert found[name].dtype == x.dtype
-  artifact = mulo.convert(found, LAYOUT, step_mult=0.01)
+      np.testing.assert_array_equal(arrays[name], x)
+      assert arrays[name].dtype == x.dtype
+  artifact = mulo.convert(arrays, LAYOUT, step_mult=0.01)
   assert artifact.settings["step_mult"] == 0.01
   mulo.save(tmp_path / "a.safetensors", artifact)
   mulo.load(tmp_path / "a.safetensors")
   with pytest.raises(mulo.ArtifactError, match=r"Expected.*\[39, 5\].*found"):
-    mulo.convert(found, LAYOUT, hidden=5)
+    mulo.convert(arrays, LAYOUT, hidden=5)
 
 
 def test_other_arrays(tmp_path):
   path = tmp_path / "theta.state"
   tree = {"a": np.ones(3, ml_dtypes.bfloat16), "b": {"c": 2}}
   path.write_bytes(fuzz.flax_bytes(tree))
-  found = mulo.read_arrays(path)
-  assert found["a"].dtype == ml_dtypes.bfloat16 and found["b/c"] == 2
+  arrays = mulo.read_arrays(path)
+  assert arrays["a"].dtype == ml_dtypes.bfloat16 and arrays["b/c"] == 2
   path.write_bytes(fuzz.artifact_bytes(fuzz.sample()))  # safetensors
   assert set(mulo.read_arrays(path)) == set(fuzz.sample())
 
 
-array = lambda *parts: msgpack.packb({"a": msgpack.ExtType(
-    1, msgpack.packb(parts))})
+def array(*values) -> bytes:
+  """Return msgpack of an array "a" with the given shape, dtype and data."""
+  return msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(values))})
 
 
 @pytest.mark.parametrize("content, message", [
@@ -101,35 +104,39 @@ def test_hostile_msgpack(tmp_path, content, message):
 def test_msgpack_is_missing(tmp_path, monkeypatch):
   (tmp_path / "x").write_bytes(b"\x80")
   monkeypatch.setitem(sys.modules, "msgpack", None)
-  with pytest.raises(ImportError, match="pip install 'mulo._hub.'"):
+  with pytest.raises(ImportError, match=r"pip install 'mulo\[hub\]'"):
     mulo.read_arrays(tmp_path / "x")
 
 
 class NotThere(OSError):
-  """A file that a repository lacks."""
+  """The repository does not have this file."""
 
 
 class Unknown(NotThere):
-  """A file that cannot be asked for."""
+  """It is unknown whether the repository has this file."""
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-  """A stand-in for huggingface_hub; files by name, or what to raise."""
+  """Replacement of huggingface_hub.
+
+  Its `files` are {name: content, path or error to raise}. It keeps the
+  arguments of calls in `requests`.
+  """
   cache = tmp_path / "cache"
   cache.mkdir()
   files: dict = {"README.md": NotThere("no card")}
-  asked = []
+  requests = []
 
   def hf_hub_download(repo_id, filename, *, revision, cache_dir):
-    asked.append((repo_id, filename, revision))
-    found = files[filename]
-    if isinstance(found, Exception):
-      raise found
-    if isinstance(found, pathlib.Path):
-      return str(found)
+    requests.append((repo_id, filename, revision))
+    content = files[filename]
+    if isinstance(content, Exception):
+      raise content
+    if isinstance(content, pathlib.Path):
+      return str(content)
     path = pathlib.Path(cache_dir) / filename.replace("/", "--")
-    path.write_bytes(found)
+    path.write_bytes(content)
     return str(path)
 
   errors = types.SimpleNamespace(
@@ -140,7 +147,7 @@ def repository(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", module)
   for name, part in (("constants", constants), ("errors", errors)):
     monkeypatch.setitem(sys.modules, f"huggingface_hub.{name}", part)
-  return types.SimpleNamespace(files=files, asked=asked)
+  return types.SimpleNamespace(files=files, requests=requests)
 
 
 def test_hugging_face(repository):
@@ -148,7 +155,7 @@ def test_hugging_face(repository):
   repository.files["theta.safetensors"] = content
   assert mulo.read("hf://someone/thing").settings["hidden"] == 3
   mulo.load("hf://someone/thing@v1.0")
-  assert repository.asked[::2] == [
+  assert repository.requests[::2] == [  # every other request is for the card
       ("someone/thing", "theta.safetensors", None),
       ("someone/thing", "theta.safetensors", "v1.0")]
   digest = hashlib.sha256(content).hexdigest()
@@ -165,8 +172,8 @@ def test_hugging_face(repository):
 
 def test_other_files_of_a_repository(repository):
   repository.files["runs/theta.state"] = fuzz.flax_bytes(nested(published()))
-  found = mulo.read_arrays("hf://someone/thing/runs/theta.state")
-  assert set(found) == set(published())
+  arrays = mulo.read_arrays("hf://someone/thing/runs/theta.state")
+  assert set(arrays) == set(published())
 
 
 def test_nothing_outside_of_the_cache(repository, tmp_path):
@@ -185,7 +192,7 @@ def test_nothing_outside_of_the_cache(repository, tmp_path):
 def test_names_that_lead_elsewhere(name, repository):
   with pytest.raises(mulo.ArtifactError, match="was refused"):
     mulo.read(name)
-  assert not repository.asked
+  assert not repository.requests
 
 
 def test_huggingface_hub_is_missing(monkeypatch):
@@ -194,7 +201,7 @@ def test_huggingface_hub_is_missing(monkeypatch):
     mulo.load("hf://someone/thing")
 
 
-def test_the_real_package_has_what_is_used():
+def test_the_real_package_has_the_functions_used():
   huggingface_hub = pytest.importorskip("huggingface_hub")
   from huggingface_hub import constants
   from huggingface_hub import errors
@@ -212,7 +219,7 @@ RECORD = {"horizon": [10, 100], "tasks": {
     "a": {"width": 2, "batch_size": 8}, "b": {"width": 4, "name": "mlp"}}}
 
 
-def test_what_is_known_of_meta_training(tmp_path):
+def test_range_of_meta_training(tmp_path):
   path = tmp_path / "a.safetensors"
   save(path, **RECORD)
   assert mulo.read(path).trained == ((10, 100), (2, 4), (8, 8))
@@ -229,7 +236,7 @@ def test_warnings_of_use_beyond_meta_training(tmp_path):
   shapes = lambda n: {"w": jax.ShapeDtypeStruct((500, n), np.float32)}
   load = lambda **settings: mulo.load(path, base_shapes=shapes(2), **settings)
   init = lambda n: jax.eval_shape(load().init, shapes(n))
-  # Warnings are errors in these tests: nothing is said of these.
+  # Warnings are errors in these tests, so these calls cause none.
   load(num_steps=100)
   init(256)
   jax.eval_shape(lambda n: load(num_steps=n).init(shapes(8)), np.int32(3))
@@ -239,7 +246,7 @@ def test_warnings_of_use_beyond_meta_training(tmp_path):
   assert caught[0].filename == __file__
   with pytest.warns(mulo.BeyondTrainingWarning, match="axis of 257") as caught:
     init(257)
-  save(path)  # nothing is known of this one
+  save(path)  # without a record
   load(num_steps=10**6)
   init(10**5)
 
@@ -252,5 +259,5 @@ def test_width_without_base_shapes():
   assert mulo._horizon_warnings.network_width({}, None) == 0
 
 
-def test_names_are_read_as_the_hub_has_them():
+def test_names_with_revision_and_file():
   assert hub.parse("hf://a/b@main/c/d.state") == ("a/b", "main", "c/d.state")

@@ -1,4 +1,4 @@
-"""What a step costs, as far as that can be tested without a clock."""
+"""Cost of a step, as far as it can be tested without a clock."""
 
 import conftest
 import jax
@@ -19,7 +19,7 @@ NAMES = ["adafac_mlp", "mulo"]
 
 
 def lowered(tx, params):
-  """One step, donated, and its number of parameters."""
+  """Return one lowered step that donates its state, and the parameter count."""
   def step(params, state, grads):
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
@@ -50,12 +50,12 @@ def test_programs_grow_with_distinct_shapes(name):
   lines = lambda n: len(lowered(tx, {
       str(i): jnp.ones((64, 32)) for i in range(n)})[0].as_text().splitlines())
   few, more, many = lines(2), lines(12), lines(22)
-  # Each further parameter costs little more than being put into the stack.
+  # Parameters of one shape are stacked: another one adds only a few lines.
   assert many - more < 0.4 * few
   assert lines(1) > 200
 
 
-def test_large_parameters_of_one_shape_one_by_one(monkeypatch):
+def test_large_parameters_of_one_shape_are_updated_one_by_one(monkeypatch):
   lopt = optimizers.get("mulo", hidden=4)
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
   rng = np.random.default_rng(0)
@@ -92,11 +92,11 @@ def test_blocks_cover_every_element_once(shape):
   x, row = rng.normal(size=(2, *shape)), rng.normal(size=(1, *shape[:-1], 1))
   inputs = {"x": np.float32(x), "row": np.float32(row)}
   fn = lambda b: b["x"] * b["row"]
-  found = blocks.mean_squares(lambda b: (fn(b),), inputs, shape, 40)
+  mean_squares = blocks.mean_squares(lambda b: (fn(b),), inputs, shape, 40)
   expected = np.mean((x * row)**2, axis=tuple(range(1, x.ndim)))
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-  found = blocks.elementwise(lambda b: fn(b)[1], inputs, shape, 40)
-  np.testing.assert_allclose(found, (x * row)[1], rtol=1e-5)
+  np.testing.assert_allclose(mean_squares, expected, rtol=1e-5)
+  products = blocks.elementwise(lambda b: fn(b)[1], inputs, shape, 40)
+  np.testing.assert_allclose(products, (x * row)[1], rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
@@ -110,16 +110,16 @@ def test_pallas_kernels_lower_to_triton(name, monkeypatch):
   try:
     text = jax.jit(tx.update).trace(params, state, params).lower(
         lowering_platforms=("cuda",)).as_text()
-  except RuntimeError as e:  # jax 0.11 wants to know the GPU
+  except RuntimeError as e:  # jax 0.11 asks for the kind of GPU
     if "No supported GPU" not in str(e):
       raise
-    pytest.skip("This jax lowers to Triton only beside a GPU.")
+    pytest.skip("This jax lowers to Triton only on a machine with a GPU.")
   assert text.count("triton") >= 4  # two kernels, two shapes
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_accumulators(name):
-  """Half the state, dtypes that stay, updates close to those in float32."""
+  """bfloat16 halves the state and keeps updates close to those in float32."""
   params = {"w": jnp.full((64, 32), 0.1), "b": jnp.ones(32)}
   keys = jax.random.split(jax.random.key(0), 50)
 
@@ -136,15 +136,16 @@ def test_bfloat16_accumulators(name):
     return jax.jit(lambda state: jax.lax.scan(step, state, keys))(
         tx.init(params))
 
-  (state, updates), (half, found) = train("float32"), train("bfloat16")
+  (state, updates), (half_state, half_updates) = (
+      train("float32"), train("bfloat16"))
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-  assert size(half) < 0.6 * size(state)
-  assert optax.tree.norm(jax.tree.map(jnp.subtract, found, updates)) < (
-      0.05 * optax.tree.norm(updates))
+  assert size(half_state) < 0.6 * size(state)
+  difference = jax.tree.map(jnp.subtract, half_updates, updates)
+  assert optax.tree.norm(difference) < 0.05 * optax.tree.norm(updates)
 
 
 def test_random_rounding_is_unbiased():
-  """Rounding to the nearest bfloat16 would never let this average move."""
+  """With rounding to the nearest bfloat16, this average would never move."""
   decays = accumulators.Decays(
       jnp.full(3, 0.999), jnp.float32(0.999), jnp.full(3, 0.999))
   grad = jnp.linspace(0.5, 2, 10000).reshape(100, 100)

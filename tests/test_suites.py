@@ -1,4 +1,4 @@
-"""Reparametrised tasks, and the named suites."""
+"""Reparametrised tasks, and named suites of tasks."""
 
 import importlib
 import inspect
@@ -26,7 +26,7 @@ needs_files = pytest.mark.skipif(
 @pytest.mark.parametrize("level, numbers", [
     ("global", 1), ("tensor", 6), ("parameter", 4 + 2 * 300)])
 def test_reparametrization(level, numbers):
-  """The same network, gradients times the factors, new ones every episode."""
+  """Gradients are multiplied by factors that every episode draws again."""
   plain = families.get("mlp", MUP, width=4)
   task = augment.reparametrize(plain, level, 0.1, 10.0)
   seen = {}
@@ -54,10 +54,11 @@ def test_reparametrization(level, numbers):
   assert not np.allclose(joined, factors(start(task, 4)))
 
   data = jax.device_put(plain.data)
-  # One step of gradient descent with each factor squared as learning rate.
+  # One step of gradient descent. Its learning rate is 0.1 * factor**2, because
+  # the gradient is multiplied by the factor, and then the update again.
   after, losses = jax.jit(lambda state: unroll.unroll(
       task, opt_fn, 0.1, state, jax.random.key(5), data, 1))(state)
-  found = unroll.task_params(after.params, after.scales)
+  trained = unroll.task_params(after.params, after.scales)
   keys = unroll.step_keys(jax.random.key(5), 1)[0]
   batch = plain.sample_batch(keys[0], data["train"])
   loss, grads = jax.value_and_grad(
@@ -66,12 +67,12 @@ def test_reparametrization(level, numbers):
   expected = jax.tree.map(
       lambda p, g, f: p - 0.1 * f**2 * g, params, grads, state.scales)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-4, atol=1e-6), found, expected)
+      a, b, rtol=1e-4, atol=1e-6), trained, expected)
 
 
 @pytest.mark.parametrize("level", augment.LEVELS)
 def test_evaluation_of_reparametrized_tasks(level):
-  """At rate 0 nothing is trained, so factors change nothing."""
+  """With a learning rate of 0, factors do not change the loss."""
   plain = families.get("mlp", MUP, width=2, depth=1)
   opt_fn = lambda rate, *, num_steps=None: optax.with_extra_args_support(
       optax.sgd(rate))
@@ -85,20 +86,20 @@ def test_evaluation_of_reparametrized_tasks(level):
 def test_factors_do_not_depend_on_params():
   task = augment.reparametrize(families.get("mlp", MUP, width=4), "parameter")
 
-  def one(key):
+  def draw(key):
     state = unroll.start(task, lambda theta, num_steps: optax.sgd(0.0), None,
                          key, 1)
     params = unroll.task_params(state.params, state.scales)
     joined = jnp.concatenate([x.ravel() for x in jax.tree.leaves(
-        state.scales)])  # in the order in which they are drawn
+        state.scales)])  # in the order of drawing
     return jnp.log(joined[:16]), [
         params[f"layer_{i}"]["w"].ravel()[:16] for i in (0, 1)]
 
-  factors, params = jax.jit(jax.vmap(one))(
+  factors, params = jax.jit(jax.vmap(draw))(
       jax.random.split(jax.random.key(0), 200))
   for x in params:
-    found = np.corrcoef(np.ravel(factors), np.ravel(x))[0, 1]
-    assert abs(found) < 0.1  # 3200 pairs
+    correlation = np.corrcoef(np.ravel(factors), np.ravel(x))[0, 1]
+    assert abs(correlation) < 0.1  # 3200 pairs: standard error 0.02
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -130,7 +131,7 @@ def test_no_heldout_task_is_trained_on_or_chosen_by():
 
 
 def test_heldout_networks_are_larger():
-  """Each is wider or deeper than all of its family that are trained on."""
+  """Each is wider or deeper than the training networks of its family."""
   for name, section in suites.get("heldout").items():
     same = [s for suite_name in suites.TRAINING
             for s in suites.get(suite_name).values()
@@ -140,7 +141,7 @@ def test_heldout_networks_are_larger():
         key, inspect.signature(make).parameters[key].default)
     assert all(any(value(section, key) > value(s, key)
                    for key in ("width", "depth")) for s in same), name
-  # And no files are needed for the small suite.
+  # The small suite uses default data sets, which need no files.
   assert not any("dataset" in s for s in suites.get("train_small").values())
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what any must do, and what some families promise."""
+"""Tasks: the contract of every task, and properties of some families."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ MUP, STANDARD = (parametrizations.get(n) for n in ("mup", "standard"))
 needs_files = pytest.mark.skipif(
     not os.environ.get("MULO_DATA_DIR"),
     reason="MULO_DATA_DIR, the folder of data sets, is not set")
-SMALL = {  # settings that make every family quick
+SMALL = {  # settings that make a family fast
     "autoencoder": {"width": 16}, "conv": {"width": 8}, "mlp": {"width": 16},
     "resnet": {"width": 4, "batch_size": 16},
     "rnn_lm": {"width": 16, "length": 8},
@@ -63,7 +63,7 @@ def test_every_task(name, settings, parametrization):
   init = jax.jit(task.init)
   keys = jax.random.split(jax.random.key(0), 2)
   many = jax.jit(jax.vmap(task.init))(keys)
-  for i, key in enumerate(keys):  # one seed, one result, also under vmap
+  for i, key in enumerate(keys):  # a seed gives the same params under vmap
     params = init(key)
     jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(
         x, y[i], rtol=1e-6), params, many)
@@ -93,7 +93,7 @@ def test_every_task(name, settings, parametrization):
   assert losses.dtype == jnp.float32
   if task.chance_loss is not None:
     assert 0.7 * task.chance_loss < losses[0] < 2.5 * task.chance_loss
-  # A readout that starts at zero passes gradients on from the second step.
+  # From the third step on, because no gradient passes a readout of zeros.
   jax.tree.map(lambda g: np.testing.assert_array_less(0, g[2]), gradients)
   losses = task.normalize(losses)
   assert np.mean(losses[-10:]) < np.mean(losses[:10])
@@ -101,31 +101,32 @@ def test_every_task(name, settings, parametrization):
 
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_blocks_of_resnets(norm):
-  """What is said about blocks is about parameters that there are."""
+  """The patterns in `Task.blocks` match parameters of the network."""
   task = families.get("resnet", MUP, norm=norm, **SMALL["resnet"])
   unroll.scaled(lambda theta, **_: optax.identity(), MUP, task)(None).init(
       jax.eval_shape(task.init, jax.random.key(0)))
 
 
 def check_base_shapes(task, params):
-  """Only what depends on width differs, and by the factor of two."""
+  """Check that axes of base shapes have equal size or twice the size."""
   if task.base_shapes is None:
     return
   assert jax.tree.structure(params) == jax.tree.structure(task.base_shapes)
-  found = [axis for x, b in zip(
+  axes = [axis for x, b in zip(
       jax.tree.leaves(params), jax.tree.leaves(task.base_shapes))
-           for axis in zip(x.shape, b.shape, strict=True)]
-  assert all(b in (n, 2 * n) for n, b in found)
-  assert any(b == 2 * n for n, b in found)
+          for axis in zip(x.shape, b.shape, strict=True)]
+  assert all(b in (n, 2 * n) for n, b in axes)
+  assert any(b == 2 * n for n, b in axes)
 
 
 def check_init(task, params, settings, parametrization):
-  """Matrices have the declared standard deviation, biases and gains none."""
+  """Check the standard deviation of matrices; vectors must be constant."""
   bases = params if task.base_shapes is None else task.base_shapes
   for (path, x), b in zip(jax.tree_util.tree_leaves_with_path(params),
                           jax.tree.leaves(bases), strict=True):
     if x.ndim < 2:
-      assert "p" in path[0].key or np.ptp(x) == 0, path  # p: the quadratic
+      # The quadratic has a random vector "p".
+      assert "p" in path[0].key or np.ptp(x) == 0, path
       continue
     std = settings.get("init_scale", 1.0) * parametrization.init_std(
         x.shape, b.shape)
@@ -134,7 +135,7 @@ def check_init(task, params, settings, parametrization):
 
 
 @pytest.mark.parametrize("name", [
-    name for name in families.names() if name != "quadratic"])  # has no network
+    name for name in families.names() if name != "quadratic"])  # no network
 def test_bfloat16_is_close(name):
   settings = SMALL.get(name, {})
   full, half = (families.get(name, STANDARD, **settings, compute_dtype=dtype)
@@ -158,7 +159,8 @@ def test_readout_under_mup_is_divided_by_width():
     params = jax.jit(tasks[1].init)(jax.random.key(0))
     scaled = jax.tree.map(lambda x: x, params)
     scaled[layer][kind] = 32 * params[layer][kind]
-    # Attention differs, too: with these logits it does not matter.
+    # The two parametrizations also differ in the scale of attention logits,
+    # which has no effect on logits of zero.
     if name == "vit":
       for tree in (params, scaled):
         tree["Block_0"]["Dense_0"]["kernel"] *= 0
@@ -169,21 +171,24 @@ def test_readout_under_mup_is_divided_by_width():
 
 
 def test_attention_logits():
-  """1 / head size under muP, 1 / sqrt(head size) else."""
+  """The scale is 1 / head size under muP, otherwise 1 / sqrt(head size)."""
   tasks = [families.get("vit", p, width=16, head_size=4)
            for p in (MUP, STANDARD)]
   params = jax.jit(tasks[1].init)(jax.random.key(0))
-  params["Dense_1"]["kernel"] *= 0
+  params["Dense_1"]["kernel"] *= 0  # the readout
   halved = jax.tree.map(lambda x: x, params)
   halved["Block_0"]["Dense_0"]["kernel"] *= 0.5  # of the queries
-  # The gradient of a readout shows what it reads.
-  reads = lambda task, params: jax.jit(jax.grad(
+  # The gradient of the readout depends on the activations that it reads, and so
+  # on the attention.
+  gradient = lambda task, params: jax.jit(jax.grad(
       lambda p: task.loss(p, None, batch_of(tasks[0]))[0]))(
           params)["Dense_1"]["kernel"]
-  mup, standard = (reads(task, params) for task in tasks)
+  mup, standard = (gradient(task, params) for task in tasks)
+  # Under muP, the readout and so its gradient are divided by the width, 16.
   assert not np.allclose(16 * mup, standard, rtol=1e-3)
+  # 1 / 4 is half of 1 / sqrt(4).
   np.testing.assert_allclose(
-      16 * mup, reads(tasks[1], halved), rtol=1e-4, atol=1e-6)
+      16 * mup, gradient(tasks[1], halved), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("make, settings", [
@@ -195,15 +200,17 @@ def test_language_models_do_not_look_ahead(make, settings):
   params = network.init(jax.random.key(0))
   token = jnp.arange(16).reshape(2, 8)
   apply = jax.jit(network.apply)
-  before, after = (apply(params, x) for x in (token, token.at[:, 5].set(99)))
-  np.testing.assert_allclose(before[:, :5], after[:, :5], rtol=1e-5, atol=1e-6)
-  assert np.all(np.max(np.abs(before - after)[:, 5:], -1) > 1e-4)
+  logits, changed = (
+      apply(params, x) for x in (token, token.at[:, 5].set(99)))
+  np.testing.assert_allclose(
+      logits[:, :5], changed[:, :5], rtol=1e-5, atol=1e-6)
+  assert np.all(np.max(np.abs(logits - changed)[:, 5:], -1) > 1e-4)
 
 
 def test_rotary_depends_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
   tile = lambda x: layers.rotate(jnp.tile(x, (1, 6, 1, 1)))[0, :, 0]
-  logits = tile(q) @ tile(k).T  # [6, 6], the same vectors at every place
+  logits = tile(q) @ tile(k).T  # [6, 6], the same vectors at every position
   for shift in range(-3, 4):
     diagonal = jnp.diagonal(logits, shift)
     np.testing.assert_allclose(diagonal, diagonal[0] * jnp.ones_like(diagonal),
@@ -281,14 +288,23 @@ def test_normalizers():
   assert np.all(np.isfinite(slope))
 
 
+def test_family_of_another_module():
+  task = families.get("tasks.families.quadratic:make", None, dim=2)
+  assert task.init(jax.random.key(0))["p"].shape == (2,)
+  task = families.get("tasks.families.mlp:make", MUP, width=8, dataset="digits")
+  assert task.base_shapes["layer_1"]["w"].shape == (16, 16)
+
+
 @pytest.mark.parametrize("name, settings, message", [
     ("mpl", {}, "available: " + ", ".join(families.names())),
-    ("quadratic", {"width": 3}, "does not take the settings"),
-    ("vit", {"widht": 3}, "does not take the settings"),
+    ("quadratic", {"width": 3},
+     "does not take the settings .*; its settings are dim, condition"),
+    ("vit", {"widht": 3}, "'widht'; its settings are width, depth, patch"),
+    ("tasks.base:make", {}, "cannot be imported"),
     ("mlp", {"width": 0}, "width must be a whole number of at least 1, got 0"),
     ("mlp", {"batch_size": 0}, "batch_size must be a whole"),
     ("mlp", {"activation": "swish"}, "available: relu, gelu"),
-    ("mlp", {"dataset": "minst"}, "available: digits, mnist"),
+    ("mlp", {"dataset": "minst"}, "available: cifar10, cifar100, digits"),
     ("mlp", {"compute_dtype": "int8"}, "available: float32, bfloat16"),
     ("autoencoder", {"width": 4, "squeeze": 8}, "squeeze .8. must be at most"),
     ("conv", {"pooling": "avg"}, "available: stride, max"),

@@ -1,4 +1,4 @@
-"""How long episodes are."""
+"""Lengths of episodes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ from meta_train.estimators.shared import truncation
 
 
 def test_lengths():
-  sample = lambda found: jax.vmap(lambda key: found.sample(key, jnp.int32(0)))
+  sample = lambda lengths: jax.vmap(
+      lambda key: lengths.sample(key, jnp.int32(0)))
   lengths = sample(truncation.lengths(5, 10, 100))(
       jax.random.split(jax.random.key(0), 4000))
   assert np.all(lengths % 5 == 0)
@@ -16,7 +17,7 @@ def test_lengths():
   uneven = sample(truncation.lengths(25, 30, 110))(
       jax.random.split(jax.random.key(2), 99))
   assert sorted(set(uneven.tolist())) == [50, 75, 100]
-  # Half of them are below the geometric mean.
+  # Log-uniform: half of the lengths are below the geometric mean.
   assert abs(np.mean(lengths < np.sqrt(1000)) - 0.5) < 0.05
   for stagger, expected in ((True, [5, 10, 15, 20]), (False, [20])):
     first = jax.vmap(truncation.lengths(5, 20, 20, stagger=stagger).first)(
@@ -25,8 +26,8 @@ def test_lengths():
 
 
 def test_curriculum():
-  found = truncation.lengths(5, 10, 1000, curriculum=100)
+  sample = truncation.lengths(5, 10, 1000, curriculum=100).sample
   keys = jax.random.split(jax.random.key(0), 500)
   for outer_step, longest in ((0, 10), (50, 100), (100, 1000), (900, 1000)):
-    lengths = jax.vmap(found.sample, (0, None))(keys, jnp.int32(outer_step))
+    lengths = jax.vmap(sample, (0, None))(keys, jnp.int32(outer_step))
     assert lengths.min() == 10 and 0.9 * longest <= lengths.max() <= longest

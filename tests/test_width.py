@@ -1,4 +1,4 @@
-"""Roles and multipliers from shapes, and the optax link."""
+"""Roles and multipliers from shapes, and the optax transformation."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from learned_opt.scaling import fan
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
-from learned_opt.scaling import width
 
 
 @pytest.mark.parametrize("shape, base_shape, role, fan_in", [
@@ -27,47 +27,48 @@ from learned_opt.scaling import width
     ((4, 16, 64), (1, 16, 16), "hidden", 64),  # attention, output kernel
     ((1000, 64), (1000, 8), "input", 1000)])  # embedding
 def test_roles(shape, base_shape, role, fan_in):
-  assert width.role(shape, base_shape) == role
-  assert width.fan_in(shape, base_shape) == fan_in
+  assert fan.role(shape, base_shape) == role
+  assert fan.fan_in(shape, base_shape) == fan_in
 
 
 @pytest.mark.parametrize("name", parametrizations.names())
 def test_every_parametrization(name):
   """Multipliers are positive and finite; an init std may be zero."""
-  rule = parametrizations.get(name)
+  parametrization = parametrizations.get(name)
   for shapes in (((64, 256), (64, 8)), ((256, 256), (8, 8)),
                  ((256, 10), (8, 10)), ((256,), (8,)), ((), ()),
                  ((3, 3, 64, 128), (3, 3, 8, 16))):
-    assert 0 < rule.update_mult(*shapes) < np.inf
-    assert 0 < rule.output_mult(*shapes) < np.inf
-    assert 0 <= rule.init_std(*shapes) < np.inf
+    assert 0 < parametrization.update_mult(*shapes) < np.inf
+    assert 0 < parametrization.output_mult(*shapes) < np.inf
+    assert 0 <= parametrization.init_std(*shapes) < np.inf
 
 
-def test_mup_rule():
+def test_mup():
   mup = parametrizations.get("mup")
-  rule = lambda *x: (mup.init_std(*x), mup.output_mult(*x), mup.update_mult(*x))
-  assert rule((64, 256), (64, 8)) == (1 / 8, 1, 1)
-  assert rule((256, 1024), (8, 32)) == (1 / 16, 1, 1 / 256)
-  assert rule((256, 10), (8, 10)) == (0, 1 / 256, 1)
-  assert rule((256,), (8,))[1:] == (1, 1)
+  mults = lambda *x: (
+      mup.init_std(*x), mup.output_mult(*x), mup.update_mult(*x))
+  assert mults((64, 256), (64, 8)) == (1 / 8, 1, 1)
+  assert mults((256, 1024), (8, 32)) == (1 / 16, 1, 1 / 256)
+  assert mults((256, 10), (8, 10)) == (0, 1 / 256, 1)
+  assert mults((256,), (8,))[1:] == (1, 1)
 
 
-def test_balanced_mup_rule():
-  """That of mup times what does not depend on width."""
-  rules = [parametrizations.get(name) for name in ("mup_balanced", "mup")]
+def test_balanced_mup():
+  """Update multipliers are those of mup times numbers independent of width."""
+  both = [parametrizations.get(name) for name in ("mup_balanced", "mup")]
   for shapes, constant in (
       (((64, 256), (64, 8)), 2 / 8), (((256, 1024), (8, 32)), 1),
       (((256, 10), (8, 10)), 3), (((256,), (8,)), 1 / 12),
       (((25, 7), (25, 7)), 2 / 5), (((3, 3, 4, 8), (3, 3, 4, 16)), 2 / 6),
-      (((3, 3, 64, 128), (3, 3, 8, 16)), 9),  # places are not inputs
+      (((3, 3, 64, 128), (3, 3, 8, 16)), 9),  # places are not counted
       (((64, 4, 16), (16, 1, 16)), 1), (((4, 16, 64), (1, 16, 16)), 1)):
-    update, published = (rule.update_mult(*shapes) for rule in rules)
+    update, published = (x.update_mult(*shapes) for x in both)
     assert update == pytest.approx(constant * published)
-    for part in ("init_std", "output_mult"):
-      assert len({getattr(rule, part)(*shapes) for rule in rules}) == 1
+    for field in ("init_std", "output_mult"):
+      assert len({getattr(x, field)(*shapes) for x in both}) == 1
 
 
-def test_standard_rule():
+def test_standard():
   standard = parametrizations.get("standard")
   for shapes in (((64, 256), (64, 8)), ((256, 256), (8, 8)),
                  ((256, 10), (8, 10))):
@@ -116,4 +117,4 @@ def test_base_shapes_that_do_not_fit(bases, message):
 
 def test_three_growing_axes_are_an_error():
   with pytest.raises(ValueError, match="cannot be told apart"):
-    width.role((64, 8, 16), (32, 4, 8))
+    fan.role((64, 8, 16), (32, 4, 8))

@@ -1,10 +1,10 @@
-"""The quickstart's config, so small that it compiles and runs in seconds."""
+"""The quickstart's config, but so small that it runs in seconds."""
 
 from meta_train.configs import quickstart
 
 
 def get_config():
-  """Two tasks of a few parameters, 40 outer steps."""
+  """Return a config of two tasks with a few parameters, 40 outer steps."""
   config = quickstart.get_config()
   config.unlock()
   config.num_steps = 40
@@ -20,3 +20,8 @@ def get_config():
   config.log_every = 1
   config.checkpoint_every = 2
   return config.lock()
+
+
+def number(num_steps):
+  """Return no meta-optimizer, for a test of `theta_opt.make`."""
+  return num_steps

@@ -1,1 +1,1 @@
-"""Benchmarks: what steps and meta-training cost."""
+"""Benchmarks: cost of a step, speed of meta-training, bias of estimators."""

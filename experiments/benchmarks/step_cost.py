@@ -1,19 +1,19 @@
-"""What one step of an optimizer costs: time, memory, compilation.
+"""Cost of one step of an optimizer: time, memory, compilation.
 
 python -m experiments.benchmarks.step_cost --workdir=runs/step_cost
 
-optax's optimizers, the learned ones at several sizes, and these in their naive
-lowering (experiments/naive.py) take turns in one process, on the parameters of
-an MLP and of a small transformer. Each step is `update` and `apply_updates`,
-compiled together, with parameters and state donated. Prints the measured
-roofline of the machine and how close each lowering comes, and writes
-results.csv, table.md and step_cost.png to the workdir.
+Optimizers of optax, the learned optimizers at several sizes, and their naive
+lowering (experiments/naive_optimizers.py) take turns in one process. A step is
+`update` and `apply_updates`, compiled as one program, with parameters and state
+donated. The networks are an MLP and a small transformer.
+
+The command also measures the roofline of the machine. It prints a table and
+writes results.csv, table.md and step_cost.png to the workdir.
 """
 
 import pathlib
 from typing import Any, Callable, NamedTuple
 
-from absl import app
 from absl import flags
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,16 @@ import numpy as np
 import optax
 import pandas as pd
 
-from experiments import naive
+from experiments import baselines
+from experiments import command
+from experiments import naive_optimizers
 from experiments.benchmarks import timing
 from learned_opt import optimizers
 
-FLAGS = flags.FLAGS
+# Settings of the optimizers of optax, which are measured in their plain forms.
+OPTAX: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": None}, "adam": {}, "adamw": {}, "lion": {},
+    "adafactor": {}, "muon": {"consistent_rms": None}}
 
 
 class Case(NamedTuple):
@@ -35,8 +40,8 @@ class Case(NamedTuple):
 
   Attributes:
     tx: the transformation.
-    hidden: hidden units of a learned optimizer, else 0.
-    naive: name of the case that is its naive lowering, or "".
+    hidden: hidden units of a learned optimizer; 0 for optimizers of optax.
+    naive: name of the case that is the naive lowering of this case, or "".
   """
 
   tx: optax.GradientTransformation
@@ -45,7 +50,11 @@ class Case(NamedTuple):
 
 
 def networks(width: int) -> dict[str, Any]:
-  """Parameters by network: an MLP of this width, and a transformer."""
+  """Return {name: zero parameters} of an MLP and of a transformer.
+
+  Args:
+    width: hidden units of the MLP, eight times the width of the transformer.
+  """
   matrix = lambda *shape: np.zeros(shape, np.float32)
   sizes = (784, width, width, 10)
   mlp = {f"layer_{i}": {"w": matrix(n, m), "b": matrix(m)}
@@ -63,61 +72,80 @@ def networks(width: int) -> dict[str, Any]:
 
 
 def cases(hidden_sizes: list[int], lowering: str | None) -> dict[str, Case]:
-  """All optimizers by name."""
-  found = {
-      "sgd": Case(optax.sgd(1e-3)), "adam": Case(optax.adam(1e-3)),
-      "adamw": Case(optax.adamw(1e-3)), "lion": Case(optax.lion(1e-3)),
-      "adafactor": Case(optax.adafactor(1e-3)),
-      "muon": Case(optax.contrib.muon(1e-3))}
+  """Return {name: case} of all optimizers.
+
+  Args:
+    hidden_sizes: hidden units of the learned optimizers.
+    lowering: lowering of the learned optimizers, see
+      learned_opt/update/mlp.py; None for their default.
+
+  Raises:
+    ValueError: an unknown lowering, or a size that is not positive.
+  """
+  by_name = {name: Case(baselines.get(name).make(1e-3, **settings))
+             for name, settings in OPTAX.items()}
   for hidden in hidden_sizes:
-    for name in sorted(naive.RULES):
+    for name in sorted(naive_optimizers.OPTIMIZERS):
       lopt = optimizers.get(name, hidden=hidden, lowering=lowering)
       theta = lopt.init(jax.random.key(0))
       label = f"{name} H={hidden}"
-      found[label] = Case(lopt.opt_fn(theta), hidden, f"{label} naive")
-      found[f"{label} naive"] = Case(naive.opt_fn(name)(theta), hidden)
+      by_name[label] = Case(lopt.opt_fn(theta), hidden, f"{label} naive")
+      by_name[f"{label} naive"] = Case(
+          naive_optimizers.opt_fn(name)(theta), hidden)
   shipped = optimizers.get("mulo", newton_schulz=3, lowering=lowering)
-  found["mulo H=8, Newton-Schulz"] = Case(
+  by_name["mulo H=8, Newton-Schulz"] = Case(
       shipped.opt_fn(shipped.init(jax.random.key(0))), 8)
-  return found
+  return by_name
 
 
 def flops_per_parameter(hidden: int) -> int:
-  """Of 16 element features, two hidden layers and two outputs."""
+  """Return the minimum number of operations of the MLP for one parameter.
+
+  The MLP has 16 features that differ between entries of a parameter (the other
+  features only change biases), two hidden layers and two outputs.
+  """
   return 2 * (16 * hidden + hidden**2 + 2 * hidden)
 
 
 def measure(network: str, params: Any, all_cases: dict[str, Case],
             rounds: int, roofline: timing.Roofline) -> pd.DataFrame:
-  """One row per optimizer."""
+  """Measure all optimizers on one network.
+
+  Args:
+    network: name for the table.
+    params: parameters of the network; only shapes matter.
+    all_cases: {name: case}; must contain "adamw".
+    rounds: turns of each optimizer.
+    roofline: limits of this machine.
+
+  Returns:
+    One row per optimizer. "share of roofline" is the minimum time of a step on
+    this machine divided by the measured time.
+  """
   rng = np.random.default_rng(0)
   normal = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
   params, grads = jax.tree.map(normal, params), jax.tree.map(normal, params)
   count = sum(x.size for x in jax.tree.leaves(params))
   compiled, state_bytes = {}, {}
   steps: dict[str, Callable] = {}
-  for name, case in all_cases.items():
-    def step(params, state, grads, tx=case.tx):
-      updates, state = tx.update(grads, state, params)
-      return optax.apply_updates(params, updates), state
-
-    state = case.tx.init(params)
-    state_bytes[name] = sum(x.nbytes for x in jax.tree.leaves(state))
-    compiled[name] = timing.compile_fn(
-        step, params, state, grads, donate=(0, 1))
-    kept = [jax.tree.map(jnp.copy, (params, state))]
-    del state
-
-    def advance(kept=kept, call=compiled[name].call):
-      kept[0] = call(*kept[0], grads)
-      return kept[0]
-
-    steps[name] = advance
+  with command.progress(len(all_cases), "optimizer", f"compiling, {network}",
+                        leave=False) as bar:
+    for name, case in all_cases.items():
+      state = case.tx.init(params)
+      state_bytes[name] = sum(x.nbytes for x in jax.tree.leaves(state))
+      compiled[name] = timing.compile_fn(
+          _step_fn(case.tx), params, state, grads, donate=(0, 1))
+      steps[name] = _stepper(compiled[name].call, params, state, grads)
+      del state  # `_stepper` has its own copy
+      bar.update()
   medians = {name: float(np.median(seconds)) for name, seconds in
              timing.interleave(steps, rounds, 3).items()}
   rows = []
   for name, case in all_cases.items():
     seconds = medians[name]
+    # Minimum time per parameter: the operations of the MLP, then reading and
+    # writing the state, plus 12 bytes to read parameter and gradient and to
+    # write the parameter.
     floor = (flops_per_parameter(case.hidden) / roofline.flops +
              (2 * state_bytes[name] / count + 12) / roofline.bandwidth)
     rows.append({
@@ -134,8 +162,29 @@ def measure(network: str, params: Any, all_cases: dict[str, Case],
   return pd.DataFrame(rows)
 
 
+def _step_fn(tx: optax.GradientTransformation) -> Callable:
+  """Return `(params, state, grads) -> (params, state)`."""
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return step
+
+
+def _stepper(call: Callable, params: Any, state: Any, grads: Any) -> Callable:
+  """Return a function that takes the next step at each call."""
+  # `call` overwrites its arguments: each optimizer needs a copy of its own.
+  kept = [jax.tree.map(jnp.copy, (params, state))]
+
+  def advance():
+    kept[0] = call(*kept[0], grads)
+    return kept[0]
+
+  return advance
+
+
 def plot(table: pd.DataFrame, path: pathlib.Path) -> None:
-  """Bars of time per parameter, one panel for each network."""
+  """Plot time per parameter as bars, one panel per network."""
   matplotlib.use("Agg")
   groups = list(table.groupby("network", sort=False))
   figure, axes = plt.subplots(
@@ -155,35 +204,48 @@ def plot(table: pd.DataFrame, path: pathlib.Path) -> None:
   plt.close(figure)
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  workdir = pathlib.Path(FLAGS.workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  roofline = timing.roofline()
-  all_cases = cases([int(h) for h in FLAGS.hidden], FLAGS.lowering)
-  table = pd.concat([
-      measure(network, params, all_cases, FLAGS.rounds, roofline)
-      for network, params in networks(FLAGS.width).items()])
+def write(table: pd.DataFrame, roofline: timing.Roofline,
+          workdir: pathlib.Path) -> str:
+  """Write all files to the workdir and return the text of table.md."""
   table.to_csv(workdir / "results.csv", index=False)
   machine = (f"{jax.devices()[0].device_kind}, jax {jax.__version__}: "
              f"{roofline.flops / 1e9:.0f} GF/s in a matrix product, "
              f"{roofline.bandwidth / 1e9:.0f} GB/s in adding in place.\n\n")
-  table["times faster than naive"] = table["times faster than naive"].map(
-      "{:.3g}".format).replace("nan", "")
-  text = machine + table.to_markdown(
-      index=False, floatfmt=".3g", disable_numparse=[5]) + "\n"
+  # Optimizers of optax have no naive lowering: an empty field instead of "nan".
+  ratio = table["times faster than naive"].map("{:.3g}".format)
+  text = machine + table.assign(**{
+      "times faster than naive": ratio.replace("nan", "")}).to_markdown(
+          index=False, floatfmt=".3g", disable_numparse=[5]) + "\n"
   (workdir / "table.md").write_text(text)
   plot(table, workdir / "step_cost.png")
-  print(text)
+  return text
+
+
+def define_flags() -> None:
+  """Define the flags."""
+  command.define_workdir()
+  flags.DEFINE_integer(
+      "width", 2048, "Hidden units of the MLP; the transformer has an eighth "
+      "of this width.", lower_bound=16)
+  flags.DEFINE_list("hidden", ["4", "8", "32"],
+                    "Hidden units of the learned optimizers.")
+  flags.DEFINE_string(
+      "lowering", None, "Lowering of the learned optimizers, see "
+      "learned_opt/update/mlp.py; default: chosen by size.")
+  flags.DEFINE_integer("rounds", 5, "Turns of each optimizer.", lower_bound=1)
+
+
+def main(args: flags.FlagValues) -> None:
+  """Measure the cost, then write and print the table."""
+  all_cases = cases([int(h) for h in args.hidden], args.lowering)
+  workdir = pathlib.Path(args.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  roofline = timing.roofline()
+  table = pd.concat([
+      measure(network, params, all_cases, args.rounds, roofline)
+      for network, params in networks(args.width).items()])
+  print(write(table, roofline, workdir))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
-  flags.DEFINE_integer("width", 2048, "Hidden units of the MLP, eight times "
-                       "those of the transformer.", lower_bound=16)
-  flags.DEFINE_list("hidden", ["4", "8", "32"],
-                    "Hidden units of the learned optimizers.")
-  flags.DEFINE_string("lowering", None, "See learned_opt/update/mlp.py.")
-  flags.DEFINE_integer("rounds", 5, "Turns of each optimizer.", lower_bound=1)
-  app.run(main)
+  command.run(define_flags, main)

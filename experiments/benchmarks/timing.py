@@ -1,8 +1,9 @@
-"""Timing several programs side by side in one process.
+"""Timing of several programs next to each other, in one process.
 
-Machines are noisy, so cases take turns: what slows one down for a while slows
-all of them. In each turn a case first takes one step that does not count; what
-the case before left to be freed is freed meanwhile.
+The speed of a machine varies over time. Programs therefore take turns, so that
+a slow moment slows all programs and not one of them. At the start of each turn,
+a program takes one step that is not timed, while the memory of the program
+before it is freed.
 """
 
 import time
@@ -12,7 +13,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
-import tqdm
+
+from experiments import command
 
 
 class Compiled(NamedTuple):
@@ -20,9 +22,9 @@ class Compiled(NamedTuple):
 
   Attributes:
     call: the program.
-    seconds: what tracing and compiling it took.
-    temporary_bytes: memory that it takes beside inputs and outputs; NaN where
-      the backend does not say.
+    seconds: duration of tracing and compilation.
+    temporary_bytes: memory that the program needs in addition to its inputs and
+      outputs; NaN if the backend does not report it.
   """
 
   call: Callable
@@ -32,16 +34,17 @@ class Compiled(NamedTuple):
 
 def compile_fn(fn: Callable, *args: Any, donate: tuple[int, ...] = ()
                ) -> Compiled:
-  """Compiles `fn(*args)` anew, past the persistent cache.
+  """Compile `fn(*args)` without the persistent compilation cache.
 
   Args:
-    fn: what to compile.
+    fn: function to compile.
     *args: example arguments.
     donate: positions of the arguments that the program may overwrite.
   """
   enabled = jax.config.values["jax_enable_compilation_cache"]
   jax.config.update("jax_enable_compilation_cache", False)
-  compilation_cache.reset_cache()  # JAX asks only once whether to use it
+  # JAX reads the setting once; after a reset it reads the setting again.
+  compilation_cache.reset_cache()
   try:
     start = time.perf_counter()
     call = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
@@ -56,24 +59,25 @@ def compile_fn(fn: Callable, *args: Any, donate: tuple[int, ...] = ()
 
 def interleave(steps: dict[str, Callable[[], Any]], rounds: int, repeats: int
                ) -> dict[str, np.ndarray]:
-  """Seconds of every counted step of every case.
+  """Return the duration of each timed step of each program.
 
   Args:
-    steps: by name, functions that take one step and return what to wait for.
-    rounds: turns of each case.
-    repeats: counted steps in a turn.
+    steps: {name: function}; a function takes one step of a program and returns
+      arrays to wait for.
+    rounds: turns of each program.
+    repeats: timed steps per turn.
 
   Returns:
-    By name, [rounds * repeats] seconds.
+    {name: [rounds * repeats] seconds}.
   """
   seconds: dict[str, list[float]] = {name: [] for name in steps}
-  for step in steps.values():  # whatever the first calls set up
+  for step in steps.values():  # the first call may allocate or compile
     jax.block_until_ready(step())
-  with tqdm.tqdm(total=rounds * len(steps), unit="turn", mininterval=1,
-                 leave=False) as bar:
+  with command.progress(rounds * len(steps), "turn", "timing",
+                        leave=False) as bar:
     for _ in range(rounds):
       for name, step in steps.items():
-        jax.block_until_ready(step())
+        jax.block_until_ready(step())  # not timed, see the module docstring
         for _ in range(repeats):
           start = time.perf_counter()
           jax.block_until_ready(step())
@@ -83,11 +87,11 @@ def interleave(steps: dict[str, Callable[[], Any]], rounds: int, repeats: int
 
 
 class Roofline(NamedTuple):
-  """What this machine was measured to do.
+  """Measured limits of this machine.
 
   Attributes:
     flops: floating-point operations per second of a float32 matrix product.
-    bandwidth: bytes per second, read plus written, of adding 1 in place.
+    bandwidth: bytes per second, read plus written, when 1 is added in place.
   """
 
   flops: float
@@ -95,17 +99,18 @@ class Roofline(NamedTuple):
 
 
 def roofline(rounds: int = 5) -> Roofline:
-  """Measures a product of 2048 x 2048 and additions to 256 MB."""
+  """Measure a product of 2048 x 2048 matrices and an addition to 256 MB."""
   n, size = 2048, 2**26
   matrix, kept = jnp.ones((n, n)), [jnp.ones(size)]
   product = jax.jit(lambda x: x @ x)
   increment = jax.jit(lambda x: x + 1, donate_argnums=0)
 
   def add():
-    kept[0] = increment(kept[0])
+    kept[0] = increment(kept[0])  # the old array is donated: keep the new one
     return kept[0]
 
   seconds = interleave({"product": lambda: product(matrix), "add": add},
                        rounds, 3)
+  # n**3 multiplications and additions; 4 bytes read and 4 written per number.
   return Roofline(2 * n**3 / float(np.median(seconds["product"])),
                   2 * 4 * size / float(np.median(seconds["add"])))

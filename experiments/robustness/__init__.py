@@ -1,1 +1,1 @@
-"""Checks that try to break things: files, processes, transformations."""
+"""Robustness: the optax contract, hostile weight files, killed processes."""

@@ -1,11 +1,11 @@
-"""The optax contract, a table of its rows for every learned optimizer.
+"""Table of the optax contract: its checks on every learned optimizer.
 
 python -m experiments.robustness.contract [--optimizers=mulo,adamw]
 
-The optimizers are the files of learned_opt/optimizers, as `mulo.load` gives
-them, with theta at its start, and AdamW of optax beside them. Half a minute on
-one core for each, nearly all of it compilation. Exits with status 1 if a check
-fails; `mulo.testing` says what each row is.
+The optimizers are the files of learned_opt/optimizers with an untrained theta,
+loaded by `mulo.load`, and AdamW of optax. Each takes half a minute on one core,
+nearly all of it compilation. `mulo.testing` explains the checks. The exit
+status is 1 if a check fails.
 """
 
 import functools
@@ -14,36 +14,35 @@ import sys
 import tempfile
 from typing import Callable
 
-from absl import app
 from absl import flags
-from absl import logging
 import jax
 import optax
 import pandas as pd
-import tqdm
 
+from experiments import baselines
+from experiments import command
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 import mulo
 from mulo import testing
 
-# Small ones, which compile sooner, with what they can do switched on.
+# Small networks, which compile sooner, with all optional features on.
 SETTINGS: dict[str, dict] = {
     "adafac_mlp": {"hidden": 3},
     "celo2": {"hidden": 3, "newton_schulz": 1},
     "mlp_lopt": {"hidden": 3},
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
     "velo": {"lstm_hidden": 4, "bank": 2}}
-NUM_STEPS = 100
+NUM_STEPS = 100  # horizon of the learned optimizers
 
 
 def learned(name: str, folder: pathlib.Path, **settings) -> Callable:
-  """A factory of a learned optimizer, read from a file in the folder.
+  """Return a factory of a learned optimizer that is loaded from a file.
 
   Args:
-    name: of a file in learned_opt/optimizers.
-    folder: where its weights are written.
-    **settings: of the optimizer; they are in the name of the file.
+    name: name of a file in learned_opt/optimizers.
+    folder: folder where the weights are written.
+    **settings: settings of the optimizer; they replace those of SETTINGS.
   """
   settings = optimizers.all_settings(
       name, **{**SETTINGS.get(name, {}), **settings})
@@ -54,17 +53,22 @@ def learned(name: str, folder: pathlib.Path, **settings) -> Callable:
   return shared(functools.partial(mulo.load, path, num_steps=NUM_STEPS))
 
 
-def adamw(learning_rate=1e-2, weight_decay=1e-4):
-  """AdamW, with a learning rate to start with."""
-  return optax.adamw(learning_rate, weight_decay=weight_decay)
+def adamw(learning_rate=1e-2, **settings) -> optax.GradientTransformation:
+  """Return the registered AdamW, with a default learning rate."""
+  return baselines.get("adamw").make(learning_rate, **settings)
 
 
 def shared(make: Callable) -> Callable:
-  """A factory that gives one object for all calls without arguments."""
+  """Return a factory that returns one object for all calls without arguments.
+
+  With one object, the checks share compiled programs.
+  """
   same: list = []
 
+  # The contract looks up which parameters a factory has: name them.
   def factory(learning_rate=None, weight_decay=0.0):
     given = {} if learning_rate is None else {"learning_rate": learning_rate}
+    # The weight decay may also be a schedule or a traced array.
     if given or not isinstance(weight_decay, float) or weight_decay:
       return make(**given, weight_decay=weight_decay)
     if not same:
@@ -75,49 +79,69 @@ def shared(make: Callable) -> Callable:
 
 
 def factories(folder: pathlib.Path) -> dict[str, Callable]:
-  """{name: factory} of all learned optimizers and of AdamW."""
+  """Return {name: factory} of all learned optimizers and of AdamW.
+
+  Args:
+    folder: folder where the weights are written.
+  """
   return {**{name: learned(name, folder) for name in optimizers.names()},
           "adamw": shared(adamw)}
 
 
 def table(results: dict[str, dict[str, str | None]]) -> str:
-  """Rows of the contract by optimizers, in Markdown."""
-  word = lambda message: "yes" if message is None else (
-      "skipped" if message.startswith("skipped") else "no")
+  """Return a markdown table with one row per check.
+
+  Args:
+    results: {name of the optimizer: result of `testing.run`}.
+  """
   rows = [{"check": check.__name__, "what": (check.__doc__ or "").rstrip("."),
-           **{name: word(found[check.__name__])
-              for name, found in results.items()}}
+           **{name: _word(messages[check.__name__])
+              for name, messages in results.items()}}
           for check in testing.CHECKS]
   return pd.DataFrame(rows).to_markdown(index=False)
 
 
+def _word(message: str | None) -> str:
+  """Return the entry of the table for a message of `testing.run`."""
+  if message is None:
+    return "yes"
+  return "skipped" if message.startswith("skipped") else "no"
+
+
 def define_flags() -> None:
-  """Defines the flags; not at import, where they would be everyone's."""
-  flags.DEFINE_list("optimizers", None, "Default: all, and adamw.")
+  """Define the flags."""
+  flags.DEFINE_list(
+      "optimizers", None, "Optimizers to check; default: all, and adamw.")
 
 
-def main(argv):
-  """Prints the table, and what is wrong."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  jax.config.update("jax_num_cpu_devices", 8)
-  logging.set_verbosity(logging.WARNING)  # orbax tells every step
+def main(args: flags.FlagValues) -> int:
+  """Print the table, and all failures to stderr.
+
+  Returns:
+    1 if a check failed, otherwise 0.
+  """
+  jax.config.update("jax_num_cpu_devices", 8)  # for the checks of sharding
   with tempfile.TemporaryDirectory() as folder:
-    found = factories(pathlib.Path(folder))
-    names = flags.FLAGS.optimizers or list(found)
-    unknown = sorted(set(names) - set(found))
+    known = factories(pathlib.Path(folder))
+    names = args.optimizers or list(known)
+    unknown = sorted(set(names) - set(known))
     if unknown:
-      sys.exit(f"Unknown optimizers {unknown}; available: {', '.join(found)}.")
-    results = {name: testing.run(found[name])
-               for name in tqdm.tqdm(names, unit="optimizer", leave=False)}
+      raise ValueError(
+          f"Unknown optimizers {unknown}; available: {', '.join(known)}.")
+    results = {}
+    with command.progress(len(names), "optimizer", leave=False) as bar:
+      for name in names:
+        bar.set_postfix_str(name)
+        results[name] = testing.run(known[name])
+        bar.update()
   print(table(results))
-  wrong = [f"{name}, {check}: {message}" for name, rows in results.items()
-           for check, message in rows.items()
-           if message is not None and not message.startswith("skipped")]
-  if wrong:
-    sys.exit("\n".join(wrong))
+  failures = [f"{name}, {check}: {message}"
+              for name, messages in results.items()
+              for check, message in messages.items() if _word(message) == "no"]
+  if failures:
+    print("\n".join(failures), file=sys.stderr)
+  return 1 if failures else 0
 
 
 if __name__ == "__main__":
-  define_flags()
-  app.run(main)
+  command.run(define_flags, main)

@@ -1,49 +1,52 @@
-"""Damaged and hostile weight files, and what reading makes of them.
+"""Fuzz test: read damaged and hostile weight files.
 
 python -m experiments.robustness.fuzz [--first=0] [--count=10000]
 
-Case number i is made from the seed i: a whole file or a set of arrays, changed
-at random, by bytes or by its structure, with hashes made to fit again in some.
-It is read as a user would read it, in a process that has a bound on its memory;
-another process waits for each case so long and no longer. A case passes if it
-is read or refused by mulo.ArtifactError with a short message, and has done
-nothing else: no file written, no program or connection begun, no pickle.
+Case number i is made from the seed i: a file or a set of arrays, changed at
+random, either its bytes or its structure. Some changed files get hashes that
+fit the change; some files name code to import, such as "os:system".
 
-A minute of computing for 10,000 cases. Exits with status 1 if any case fails;
---first=SEED --count=1 repeats one. What was interrupted says what has failed so
-far, and how to go on.
+Each case is read as a user would read the file, in a process with limited
+memory. Another process waits for each case for a limited time. A case passes if
+it is read, or refused by mulo.ArtifactError with a short message, and has no
+other effect: no file written, no program or connection started, no pickle, no
+import of named code.
+
+10,000 cases take about a minute. The exit status is 1 if any case fails;
+--first=SEED --count=1 repeats one case. After an interruption the command lists
+the failures so far and the flags to continue.
 """
 
 import collections
 import functools
 import json
-import multiprocessing
 import pathlib
-import resource
 import sys
-import tempfile
-import traceback
 from typing import Any, Callable
 
-from absl import app
 from absl import flags
 import jax
 import msgpack
 import numpy as np
 from safetensors import numpy as safetensors_numpy
-import tqdm
 
+from experiments import command
+from experiments.robustness import isolation
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 import mulo
 from mulo import _published_layouts as published_layouts
 
-SECONDS = 30.0  # for a case; a usual one takes some milliseconds
-START_SECONDS = 300.0  # for a process to begin
-MEMORY = 2**31  # bytes that a process may have beyond those it starts with
-EFFECTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove",
-           "os.rename", "os.mkdir", "subprocess.Popen", "socket.connect",
-           "pickle.find_class", "shutil.", "ctypes.dlopen", "urllib.")
+TRAP = "experiments.robustness.trap"  # reports when it is imported
+# Names of code, well-formed and not. A file must not make any of them run.
+CODE = (
+    f"{TRAP}:make", f"{TRAP}:make.__call__", f" {TRAP}:make", f"{TRAP} : make",
+    f"{TRAP}:make:make", f"{TRAP}:", f":{TRAP}", TRAP, "trap", ".trap:make",
+    "..robustness.trap:make", "os:system", "os:path.join", "subprocess:run",
+    "builtins:exec", "learned_opt.optimizers.adafac_mlp:make",
+    "learned_opt.scaling.parametrizations.mup:make", ":", "a:b:c",
+    "../trap.py:make", "\x1b[2J:make", "a." * 3000 + "a:make")
+# Values that no reader expects. Their order belongs to the seeds of cases.
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3.5, 2**31, 2**63, 10**40, float("nan"),
     float("inf"), "", "x" * 5000, "../../etc/passwd", "\x1b[2J", "\ud800", [],
@@ -53,25 +56,30 @@ ODD: tuple[Any, ...] = (
 
 @functools.cache
 def sample() -> dict[str, np.ndarray]:
-  """A small theta; not to be changed."""
+  """Return a small theta as {path: array}; callers must not change it."""
   theta = optimizers.get("adafac_mlp", hidden=3).init(jax.random.key(0))
   return {k: np.array(x) for k, x in artifact_lib.flatten(theta).items()}
 
 
 @functools.cache
 def published(layout: str) -> tuple[dict[str, np.ndarray], dict]:
-  """Small arrays in a layout, and the arguments that they need."""
-  rule = published_layouts.LAYOUTS[layout]
-  lopt = optimizers.get(rule.optimizer, **{name: 3 for name in rule.sizes})
+  """Return small arrays in a published layout, and arguments of `convert`."""
+  entry = published_layouts.LAYOUTS[layout]
+  lopt = optimizers.get(entry.optimizer, **{name: 3 for name in entry.sizes})
   theta = jax.eval_shape(lopt.init, jax.random.key(0))
   ones = lambda shape: np.ones(shape, np.float32)
   return ({name: ones(shape)
-           for name, shape in published_layouts.shapes(rule, theta).items()},
-          {name: ones(theta[name].shape) for name in rule.arguments})
+           for name, shape in published_layouts.shapes(entry, theta).items()},
+          {name: ones(theta[name].shape) for name in entry.arguments})
 
 
 def artifact_bytes(flat, **changes) -> bytes:
-  """An artifact of adafac_mlp with hashes that fit whatever is in it."""
+  """Return an artifact of adafac_mlp whose hashes fit its content.
+
+  Args:
+    flat: {path: array}.
+    **changes: fields of the header to change.
+  """
   header = {
       "format_version": artifact_lib.FORMAT_VERSION, "optimizer": "adafac_mlp",
       "settings": {"hidden": 3},
@@ -83,7 +91,7 @@ def artifact_bytes(flat, **changes) -> bytes:
 
 
 def flax_bytes(tree) -> bytes:
-  """A tree as flax.serialization writes it."""
+  """Return a tree in the format of flax.serialization."""
   def default(x):
     parts = [list(x.shape), str(x.dtype), x.tobytes()]
     return msgpack.ExtType(1, msgpack.packb(parts))
@@ -92,28 +100,28 @@ def flax_bytes(tree) -> bytes:
 
 
 def odd(rng) -> Any:
-  """A value that nobody expects."""
+  """Return a value that no reader expects."""
   return ODD[rng.integers(len(ODD))]
 
 
 def damaged(rng, content: bytes) -> bytes:
-  """Bytes flipped, overwritten, left out, put in, doubled or cut off."""
+  """Flip, overwrite, delete, insert, repeat or cut off some of the bytes."""
   x = bytearray(content)
   for _ in range(rng.integers(1, 6)):
     at = int(rng.integers(max(1, len(x))))
-    # Most of what is decided is decided at the beginning.
+    # Half of the changes hit the beginning, which decides how to read the rest.
     at = at if rng.random() < 0.5 else at % 64
-    some = bytes(rng.choice([0, 1, 0x7f, 0x80, 0xc1, 0xdd, 0xdf, 0xff], 8)
+    junk = bytes(rng.choice([0, 1, 0x7f, 0x80, 0xc1, 0xdd, 0xdf, 0xff], 8)
                  .astype(np.uint8))[:rng.integers(1, 9)]
     kind = rng.integers(6)
     if kind == 0 and at < len(x):
       x[at] ^= 1 << int(rng.integers(8))
     elif kind == 1:
-      x[at:at + len(some)] = some
+      x[at:at + len(junk)] = junk
     elif kind == 2:
       del x[at:at + int(rng.integers(1, 200))]
     elif kind == 3:
-      x[at:at] = some * int(rng.integers(1, 100))
+      x[at:at] = junk * int(rng.integers(1, 100))
     elif kind == 4:
       x += x[at:at + 500]
     else:
@@ -122,7 +130,7 @@ def damaged(rng, content: bytes) -> bytes:
 
 
 def odd_array(rng, x: np.ndarray) -> np.ndarray:
-  """An array with other numbers, another shape or another dtype."""
+  """Change the numbers, the shape or the dtype of an array."""
   x = np.asarray(x)
   kinds: list[Callable] = [
       lambda: np.full_like(x, rng.choice([np.nan, np.inf, 1e38, 0])),
@@ -135,7 +143,7 @@ def odd_array(rng, x: np.ndarray) -> np.ndarray:
 
 
 def odd_arrays(rng, flat: dict) -> dict:
-  """A dict of arrays with some of them changed, renamed, added or missing."""
+  """Change, add or remove some of the arrays in a dict."""
   flat = dict(flat)
   for _ in range(rng.integers(0, 3)):
     name = list(flat)[rng.integers(len(flat))] if flat else "w0"
@@ -150,7 +158,10 @@ def odd_arrays(rng, flat: dict) -> dict:
 
 
 def nested(rng, depth: int = 0) -> Any:
-  """A random msgpack value; some are deep, or announce much."""
+  """Return a random msgpack value; some are deep, some announce large arrays.
+
+  msgpack.ExtType(1, ...) is the code of flax.serialization for an array.
+  """
   kind = rng.integers(8)
   if kind == 0 and depth < 6:
     return {str(rng.integers(9)): nested(rng, depth + 1)
@@ -171,7 +182,12 @@ def nested(rng, depth: int = 0) -> Any:
 
 
 def announced(rng) -> bytes:
-  """msgpack or safetensors that announces far more than there is."""
+  """Return msgpack or safetensors bytes that announce more than they hold.
+
+  In msgpack, 0xdd and 0xdf announce up to 2**32 entries of a list or a dict;
+  0x91 and 0x81 open a list or a dict with one entry. A safetensors file begins
+  with the length of its header in 8 bytes.
+  """
   n = int(rng.integers(1, 60000))
   return [
       b"\xdd\xff\xff\xff\xff" * n, b"\xdf\xff\xff\xff\xff" * n,
@@ -186,34 +202,72 @@ def announced(rng) -> bytes:
       ][rng.integers(11)]
 
 
+def code_case(names: dict[str, str], folder: pathlib.Path
+              ) -> Callable[[], Any]:
+  """Write an artifact that names code.
+
+  Args:
+    names: {"optimizer" or "parametrization": name of the code}.
+    folder: where the file is written.
+
+  Returns:
+    A function that reads the file; raises RuntimeError if it can be read.
+  """
+  path = folder / "theta.safetensors"
+  path.write_bytes(artifact_bytes(sample(), **names))
+
+  def attempt():
+    sys.modules.pop(TRAP, None)  # so that a second import is reported, too
+    mulo.read(path)
+    raise RuntimeError(f"A file with {names} was read.")
+
+  return attempt
+
+
 def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
-  """What is to be tried with this seed."""
+  """Make the case of a seed.
+
+  Args:
+    seed: number of the case.
+    folder: where the file is written.
+
+  Returns:
+    A function that reads the file or the arrays as a user would.
+  """
+  # Random numbers of their own, so that the other cases keep their seeds.
+  rng = np.random.default_rng((seed, 1))
+  if rng.random() < 1 / 16:
+    fields = [("optimizer",), ("parametrization",),
+              ("optimizer", "parametrization")][rng.integers(3)]
+    return code_case(
+        {field: CODE[rng.integers(len(CODE))] for field in fields}, folder)
   rng = np.random.default_rng(seed)
   flat = sample()
-  theirs = {"nn": {"~": flat}}
+  published_tree = {"nn": {"~": flat}}  # names that haiku gives to an MLP
   kind = rng.integers(8)
-  if kind == 0:
+  if kind == 0:  # an artifact with damaged bytes
     content = damaged(rng, artifact_bytes(flat))
-  elif kind == 1:
+  elif kind == 1:  # other arrays, with hashes that fit
     content = artifact_bytes(odd_arrays(rng, flat))
-  elif kind == 2:
+  elif kind == 2:  # an odd field of the header
     field = list(artifact_lib.FIELDS)[rng.integers(7)]
     content = artifact_bytes(flat, **{field: odd(rng)})
-  elif kind == 3:
+  elif kind == 3:  # an odd setting
     field = ["hidden", "step_mult", "exp_mult", "accumulator_dtype", "lowering",
              "__class__"][rng.integers(6)]
     content = artifact_bytes(flat, settings={"hidden": 3, field: odd(rng)})
-  elif kind in (4, 5):
+  elif kind in (4, 5):  # weights of other projects in a file
     content = [
-        lambda: damaged(rng, flax_bytes({"params": theirs, "step": 3})),
+        lambda: damaged(rng, flax_bytes({"params": published_tree, "step": 3})),
         lambda: flax_bytes(nested(rng)), lambda: announced(rng),
         lambda: damaged(rng, safetensors_numpy.save(flat)),
         ][rng.integers(4)]()
     path = folder / "theta.state"
     path.write_bytes(content)
     return lambda: mulo.read_arrays(path)
-  else:
-    layout = list(published_layouts.LAYOUTS)[rng.integers(len(published_layouts.LAYOUTS))]
+  else:  # weights of other projects as arrays
+    layouts = list(published_layouts.LAYOUTS)
+    layout = layouts[rng.integers(len(layouts))]
     arrays, arguments = published(layout)
     arrays = odd_arrays(rng, arrays)
     settings = odd_arrays(rng, arguments) if arguments else {}
@@ -228,121 +282,34 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
   return lambda: mulo.read(path).trained
 
 
-def outcome(attempt: Callable[[], Any], effects: list) -> str:
-  """"read" or "refused", or what is wrong with what happened."""
-  del effects[:]
-  try:
-    attempt()
-    result = "read"
-  except mulo.ArtifactError as e:
-    result = "refused"
-    if not 10 < len(str(e)) < 4000 or not str(e).isprintable():
-      result = f"a message that is empty, long or not printable: {e!r:.300}"
-  except BaseException:  # whatever else it is, it should not be
-    result = traceback.format_exc()
-  if effects:
-    return f"it did {effects[:3]}"
-  return result
-
-
-def worker(connection, make_case: Callable, first: int, last: int) -> None:
-  """Tries cases and tells what became of each; a process of its own."""
-  effects: list[str] = []
-
-  def watch(event, args):
-    writes = event == "open" and isinstance(args[1], str) and set(
-        args[1]) & set("wax+")
-    if writes or event.startswith(EFFECTS):
-      effects.append(f"{event} {args!r:.100}")
-
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    for seed in range(8):  # what is imported and compiled at first use
-      outcome(make_case(seed, folder), effects)
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    connection.send((None, "ready"))
-    sys.addaudithook(watch)
-    for seed in range(first, last):
-      found = outcome(make_case(seed, folder), effects)
-      connection.send((seed, found))
-
-
-def run(first: int, count: int, make_case: Callable = case,
-        seconds: float = SECONDS) -> dict[int, str]:
-  """Tries cases, in another process that is begun again if it ends.
-
-  Args:
-    first: seed of the first case.
-    count: number of cases.
-    make_case: `(seed, folder) -> attempt`, as `case`.
-    seconds: for each.
-
-  Returns:
-    {seed: "read", "refused" or what is wrong}; after KeyboardInterrupt, of the
-    first cases alone.
-  """
-  context = multiprocessing.get_context("spawn")
-  found: dict[int, str] = {}
-  last = first + count
-  with tqdm.tqdm(total=count, unit="case", mininterval=1, leave=False) as bar:
-    while len(found) < count:
-      here, there = context.Pipe()
-      seed = first + len(found)
-      process = context.Process(
-          target=worker, args=(there, make_case, seed, last), daemon=True)
-      process.start()
-      there.close()
-      wait = START_SECONDS
-      try:
-        while len(found) < count:
-          if not here.poll(wait):
-            found[first + len(found)] = f"no end within {wait} s"
-            break
-          seed, message = here.recv()
-          wait = seconds
-          if seed is not None:
-            found[seed] = message
-            bar.update()
-      except EOFError:
-        process.join()
-        found[first + len(found)] = (
-            f"the process ended with status {process.exitcode}")
-      except KeyboardInterrupt:
-        break
-      finally:
-        process.kill()
-        process.join()
-  return found
-
-
 def define_flags() -> None:
-  """Defines the flags; not at import, where they would be everyone's."""
+  """Define the flags."""
   flags.DEFINE_integer("first", 0, "Seed of the first case.", lower_bound=0)
   flags.DEFINE_integer("count", 10000, "Number of cases.", lower_bound=1)
 
 
-def main(argv):
-  """Prints how many cases were read and refused, and all that failed."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  found = run(flags.FLAGS.first, flags.FLAGS.count)
-  wrong = {seed: message for seed, message in found.items()
-           if message not in ("read", "refused")}
+def main(args: flags.FlagValues) -> int:
+  """Print the numbers of outcomes, and all failures to stderr.
+
+  Returns:
+    1 if a case failed or the command was interrupted, otherwise 0.
+  """
+  outcomes = isolation.run(case, args.first, args.count)
+  failures = {seed: outcome for seed, outcome in outcomes.items()
+              if outcome not in ("read", "refused")}
   counts = collections.Counter(
-      message if seed not in wrong else "failed"
-      for seed, message in found.items())
-  print(", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
-  lines = [f"--first={seed}: {message}" for seed, message in wrong.items()]
-  left = flags.FLAGS.count - len(found)
+      "failed" if seed in failures else outcome
+      for seed, outcome in outcomes.items())
+  print(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+  lines = [f"--first={seed}: {message}" for seed, message in failures.items()]
+  left = args.count - len(outcomes)
   if left:
     lines.append("Interrupted; go on with "
-                 f"--first={flags.FLAGS.first + len(found)} --count={left}.")
+                 f"--first={args.first + len(outcomes)} --count={left}.")
   if lines:
-    sys.exit("\n".join(lines))
+    print("\n".join(lines), file=sys.stderr)
+  return 1 if lines else 0
 
 
 if __name__ == "__main__":
-  define_flags()
-  app.run(main)
+  command.run(define_flags, main)

@@ -1,20 +1,19 @@
-"""Whether meta-training loses anything when it is killed, again and again.
+"""Test that meta-training loses nothing when it is killed again and again.
 
-python -m experiments.robustness.kill_resume --workdir=runs/kill_resume [--kills=20] \
-    [--seed=0] [--estimators=pes,truncated_backprop]
+python -m experiments.robustness.kill_resume --workdir=runs/kill_resume \
+    [--kills=20] [--seed=0] [--estimators=pes,truncated_backprop]
 
-For each estimator, meta-trains twice without interruption, then in further
-folders with SIGKILL at random moments, start-up included, running the same
-command again until it is finished. A folder that is finished before its
-estimator has had its share of the kills is followed by another one. Each
-theta.safetensors must have the bytes of the first. Takes six to eight minutes
-on two cores.
+For each estimator, the command of meta-training runs twice without
+interruption. In further folders it is killed by SIGKILL at random moments, also
+during start-up, and started again until it is finished. New folders follow
+until the estimator has had its number of kills. Each theta.safetensors must
+have the same bytes as the first one. Takes six to eight minutes on two cores.
 
-Prints a table, one row per folder, and writes results.json to the workdir;
-runs/ there, which holds the folders and what the runs printed, begins empty.
-Exits with status 1 if any bytes differ.
+Prints a table with one row per folder and writes results.json to the workdir.
+The folder runs/ in the workdir is emptied first; it holds the folders of the
+runs and the output of the runs. The exit status is 1 if any bytes differ.
 
-This file is also the config of these runs, given an estimator:
+This file is also the config of the runs, with the estimator as its argument:
 --config=experiments/robustness/kill_resume.py:pes.
 """
 
@@ -29,30 +28,27 @@ import sys
 import time
 from typing import Callable, Iterator, NamedTuple
 
-from absl import app
 from absl import flags
 import ml_collections
 import pandas as pd
-import tqdm
 
+from experiments import command
 from meta_train import estimators
 from meta_train.configs import quickstart
 from meta_train.workdir import metrics
 
-FLAGS = flags.FLAGS
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-TIMEOUT = 300.0  # seconds after which any run is killed, and counts as failed
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TIMEOUT = 300.0  # seconds after which a run is killed and counts as failed
 
 
 class Kill(NamedTuple):
-  """A SIGKILL that hit a process which had not written its result yet.
+  """A SIGKILL of a process that had not written its result yet.
 
   Attributes:
-    seconds: from the start of the process.
-    step: last outer step in metrics.jsonl, 0 if there is none.
-    starting: the process had logged no outer step yet, `step` is of an earlier
-      one.
+    seconds: time since the start of the process.
+    step: last outer step in metrics.jsonl; 0 if there is none.
+    starting: True if the process had not logged an outer step yet, so that
+      `step` was logged by an earlier process.
   """
 
   seconds: float
@@ -64,10 +60,11 @@ class Result(NamedTuple):
   """A folder with a finished run.
 
   Attributes:
-    estimator: its name.
-    folder: within the workdir.
-    kills: in their order.
-    equal: theta.safetensors has the bytes of the estimator's first run.
+    estimator: name of the estimator.
+    folder: path of the folder below runs/ in the workdir.
+    kills: kills in the order of time.
+    equal: True if theta.safetensors has the same bytes as in the first run of
+      the estimator.
   """
 
   estimator: str
@@ -77,24 +74,26 @@ class Result(NamedTuple):
 
 
 def get_config(estimator: str = "pes") -> ml_collections.ConfigDict:
-  """A small network; some seconds of outer steps, with many checkpoints.
+  """Return the config of a run: a small network and many checkpoints.
+
+  The outer steps take some seconds.
 
   Args:
-    estimator: its name; settings that not all estimators take are left to
-      their defaults.
+    estimator: name of the estimator. Settings that only some estimators have
+      keep their defaults.
   """
   config = quickstart.get_config()
   config.unlock()
   config.num_steps = 500
-  # Backpropagation takes several times as long, for a step and to compile; its
-  # programs compile faster with products of matrices.
+  # A step of backpropagation takes several times as long as a step of evolution
+  # strategies, and so does compilation. "blocked" compiles faster.
   config.copies = 4 if estimator.endswith("backprop") else 16
   config.optimizer.update(hidden=4, lowering="blocked")
   config.tasks = {"digits": {"name": "mlp", "dataset": "digits", "width": 16,
                              "depth": 1, "batch_size": 64}}
   config.estimator = {
       "name": estimator, "truncation": 10, "shortest": 20,
-      # Of some estimators, a step is a whole episode.
+      # An outer step of full_es and full_backprop is a whole episode.
       "longest": 20 if estimator.startswith("full_") else 500}
   config.theta_opt.update(learning_rate=3e-4, final_learning_rate=3e-5)
   config.log_every = 2
@@ -103,35 +102,37 @@ def get_config(estimator: str = "pes") -> ml_collections.ConfigDict:
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
-  """That of the runs: compiled programs are kept, and git is left alone.
+  """Return the environment variables of the runs.
 
-  A git command killed with its run could leave a lock in the repository, and a
-  commit made in the meantime would be other software in the artifact's record.
+  Compiled programs are cached in the folder `cache`. Git is hidden from the
+  runs, for two reasons. A git command that is killed with its run could leave a
+  lock in the repository. A commit during this test would change the software in
+  the record of the artifact, and so its bytes.
   """
-  kept = {"JAX_COMPILATION_CACHE_DIR": str(cache),
-          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
-  return {**kept, **os.environ, "GIT_DIR": os.devnull}
+  defaults = {"JAX_COMPILATION_CACHE_DIR": str(cache),
+              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+  return {**defaults, **os.environ, "GIT_DIR": os.devnull}
 
 
 def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
             seconds: float | None = None) -> Kill | None:
-  """Runs the command of meta-training once.
+  """Run the command of meta-training once.
 
   Args:
-    estimator: its name.
-    folder: workdir of the run; what it prints is appended to `<folder>.log`.
-    env: its environment variables.
-    seconds: when to kill the process group; None to let it finish.
+    estimator: name of the estimator.
+    folder: workdir of the run; its output is appended to `<folder>.log`.
+    env: environment variables of the run.
+    seconds: time after which the process group is killed; None: never.
 
   Returns:
-    The kill, or None if there was nothing left to lose: the run has ended or
-    at least written theta.safetensors.
+    The kill, or None if a kill could not lose anything: the run has ended or
+    has written theta.safetensors.
 
   Raises:
     RuntimeError: the run failed or took longer than TIMEOUT.
   """
   rows = folder / "metrics.jsonl"
-  before, began = metrics.read(rows), time.monotonic()
+  earlier_rows, began = metrics.read(rows), time.monotonic()
   log_path = folder.with_suffix(".log")
   with log_path.open("a") as log:
     process = subprocess.Popen(
@@ -142,9 +143,10 @@ def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
     try:
       process.wait(TIMEOUT if seconds is None else min(seconds, TIMEOUT))
     except subprocess.TimeoutExpired:
-      pass  # killed below, as it is when this process is interrupted
+      pass  # `finally` kills the run, also when this process is interrupted
     finally:
       if process.poll() is None:
+        # The run leads a session of its own, so its children die with it.
         os.killpg(process.pid, signal.SIGKILL)
       status = process.wait()
   passed = time.monotonic() - began
@@ -152,9 +154,9 @@ def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
       status == -signal.SIGKILL and seconds is not None and passed < TIMEOUT)
   if killed and not (folder / "theta.safetensors").exists():
     last = metrics.read(rows)[-1:]
-    # No two rows are equal, they include speed.
+    # Rows contain the speed, so no two rows are equal.
     return Kill(passed, last[0]["step"] if last else 0,
-                not last or last[0] in before)
+                not last or last[0] in earlier_rows)
   if status and not killed:
     raise RuntimeError(
         f"Meta-training in {folder} ended with status {status} after "
@@ -164,9 +166,10 @@ def attempt(estimator: str, folder: pathlib.Path, env: dict[str, str],
 
 
 def moments(rng: random.Random, parts: int) -> Iterator[float]:
-  """Endless random numbers in [0, 1), evenly spread.
+  """Yield random numbers in [0, 1) without end, evenly spread.
 
-  Of each `parts` numbers, one is in each of as many equal parts.
+  Of `parts` numbers in a row, each falls into another one of `parts` intervals
+  of equal length.
   """
   while True:
     for i in rng.sample(range(parts), parts):
@@ -176,15 +179,15 @@ def moments(rng: random.Random, parts: int) -> Iterator[float]:
 def killed_runs(estimator: str, folder: pathlib.Path, num_kills: int,
                 env: dict[str, str], rng: random.Random,
                 on_kill: Callable[[Kill], object]) -> Iterator[Result]:
-  """Runs of one estimator: two that nothing interrupts, then killed ones.
+  """Run one estimator: two runs without interruption, then runs with kills.
 
   Args:
-    estimator: its name.
-    folder: where the folders of the runs are made.
-    num_kills: in all of them together.
+    estimator: name of the estimator.
+    folder: folder for the folders of the runs.
+    num_kills: number of kills in all runs together.
     env: environment variables of the runs.
-    rng: chooses the moments, uniform over the duration of the second run (the
-      first one compiles), start-up included.
+    rng: chooses the moments of the kills. They are uniform over the duration
+      of the second run, start-up included. (The first run compiles.)
     on_kill: called with each kill.
 
   Yields:
@@ -210,15 +213,15 @@ def killed_runs(estimator: str, folder: pathlib.Path, num_kills: int,
         on_kill(kill)
     if count < 2:
       duration = time.monotonic() - began
-    found = (run / "theta.safetensors").read_bytes()
-    expected = expected or found
+    content = (run / "theta.safetensors").read_bytes()
+    expected = expected or content
     yield Result(estimator, f"{folder.name}/{run.name}", kills,
-                 found == expected)
+                 content == expected)
     count += 1
 
 
 def table(results: list[Result]) -> str:
-  """A markdown table, one row per folder."""
+  """Return a markdown table with one row per folder."""
   text = lambda kill: f"{kill.step}*" if kill.starting else str(kill.step)
   return pd.DataFrame([{
       "estimator": r.estimator, "folder": r.folder, "kills": len(r.kills),
@@ -228,58 +231,63 @@ def table(results: list[Result]) -> str:
 
 
 def summary(results: list[Result]) -> str:
-  """The table, what its marks mean, and the verdict."""
+  """Return the table, an explanation of its marks, and the verdict."""
   kills = [kill for r in results for kill in r.kills]
   different = [r.folder for r in results if not r.equal]
   return "\n".join([
       table(results), "",
-      "* during start-up: the last step of the process before, 0 if none",
+      "* during start-up: last step of an earlier process, 0 if none",
       f"{len(kills)} kills, {sum(k.starting for k in kills)} of them during "
       f"start-up, in {sum(bool(r.kills) for r in results)} runs. Bytes differ "
       f"in: {', '.join(different) or 'none'}."])
 
 
 def write(path: pathlib.Path, results: list[Result]) -> None:
-  """Writes results.json."""
+  """Write results.json."""
   path.write_text(json.dumps(
       [{**r._asdict(), "kills": [kill._asdict() for kill in r.kills]}
        for r in results], indent=2))
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  unknown = set(FLAGS.estimators) - set(estimators.names())
-  if unknown or not FLAGS.estimators:
-    raise app.UsageError(
+def define_flags() -> None:
+  """Define the flags."""
+  command.define_workdir()
+  flags.DEFINE_integer(
+      "kills", 20, "Number of kills, in the runs of all estimators together.",
+      lower_bound=1)
+  flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
+  flags.DEFINE_list(
+      "estimators", ["pes", "noise_reuse_es", "truncated_backprop"],
+      "Names of files in meta_train/estimators.")
+
+
+def main(args: flags.FlagValues) -> int:
+  """Run and kill all estimators; return 1 if any bytes differ, otherwise 0."""
+  unknown = set(args.estimators) - set(estimators.names())
+  if unknown or not args.estimators:
+    raise ValueError(
         f"Unknown estimators {sorted(unknown)}; available: "
         f"{', '.join(estimators.names())}.")
-  workdir = pathlib.Path(FLAGS.workdir).resolve()
+  workdir = pathlib.Path(args.workdir).resolve()
   workdir.mkdir(parents=True, exist_ok=True)
   shutil.rmtree(workdir / "runs", ignore_errors=True)
-  env, rng = environment(workdir / "cache"), random.Random(FLAGS.seed)
+  env, rng = environment(workdir / "cache"), random.Random(args.seed)
   results: list[Result] = []
-  with tqdm.tqdm(total=FLAGS.kills, desc="killing", unit="kill") as bar:
-    for i, name in enumerate(FLAGS.estimators):
+  with command.progress(args.kills, "kill", "killing") as bar:
+    for i, name in enumerate(args.estimators):
       bar.set_postfix_str(name)
-      share = len(range(i, FLAGS.kills, len(FLAGS.estimators)))
+      # Kills are dealt out to the estimators in turn.
+      num_kills = len(range(i, args.kills, len(args.estimators)))
       try:
-        for result in killed_runs(name, workdir / "runs" / name, share, env,
+        for result in killed_runs(name, workdir / "runs" / name, num_kills, env,
                                   rng, lambda kill: bar.update()):
           results.append(result)
           write(workdir / "results.json", results)
       except RuntimeError as e:
         sys.exit(str(e))
   print(summary(results))
-  sys.exit(0 if all(r.equal for r in results) else 1)
+  return 0 if all(r.equal for r in results) else 1
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
-  flags.DEFINE_integer("kills", 20, "In all estimators' runs together.",
-                       lower_bound=1)
-  flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
-  flags.DEFINE_list(
-      "estimators", ["pes", "noise_reuse_es", "truncated_backprop"],
-      "Names of files in meta_train/estimators.")
-  app.run(main)
+  command.run(define_flags, main)

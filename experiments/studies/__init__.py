@@ -1,1 +1,1 @@
-"""Studies: what optimizers do, as tables and plots."""
+"""Studies of optimizers: commands that write tables and plots."""

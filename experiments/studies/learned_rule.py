@@ -1,21 +1,22 @@
-"""What a learned optimizer does: its updates beside gradient, momentum, Adam's.
+r"""Compare the updates of a learned optimizer with gradient, momentum and Adam.
 
-python -m experiments.studies.learned_rule --optimizer=mulo-s --workdir=runs/rule \
-    [--task=mlp --settings=width=128,dataset=mnist,image_size=14]
+python -m experiments.studies.learned_rule --workdir=runs/rule \
+    --optimizer=mulo-s [--settings=width=128,dataset=mnist,image_size=14]
 
-Trains a network with it, and at every step compares the update of each
-parameter with three directions computed from the same gradients: the cosine
-with each, and its RMS over that of Adam's direction, which is the learning rate
-that Adam would need. Averages by role of the parameter. Writes rule.csv,
-table.md and rule.png to the workdir.
+Trains a network with the learned optimizer. At every step, compares the update
+of each parameter with three directions that are computed from the same
+gradients: gradient, momentum and Adam's direction. The results are the cosine
+with each direction, and RMS(update) / RMS(Adam's direction), which is the
+learning rate that Adam would need. The results are averaged over parameters of
+the same role.
+
+Writes rule.csv, table.md and rule.png to the workdir.
 """
 
 import pathlib
-import sys
+from typing import Callable
 
-from absl import app
 from absl import flags
-from absl import logging
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -23,10 +24,10 @@ import numpy as np
 import optax
 import pandas as pd
 
-from experiments.studies import transfer
+from experiments import command
 from learned_opt import artifact as artifact_lib
+from learned_opt.scaling import fan
 from learned_opt.scaling import parametrizations
-from learned_opt.scaling import width
 from meta_train import build
 from meta_train import unroll
 import mulo
@@ -35,57 +36,94 @@ from tasks import base as tasks_base
 MEASURES = ("learning rate of Adam", "cosine, gradient", "cosine, momentum",
             "cosine, Adam")
 POINTS = 100  # of a curve
+CHUNK = 50  # steps per call of the device
 
 
 def measures(update, grad, momentum, adam) -> jax.Array:
-  """MEASURES of one parameter's update, float32 [4]."""
+  """Return the MEASURES of one parameter's update, float32 [4].
+
+  Args:
+    update: update of the parameter.
+    grad: its gradient, of the same shape.
+    momentum: moving average of its gradients.
+    adam: Adam's direction, with the sign of the gradient.
+  """
   norm = lambda x: jnp.linalg.norm(x.reshape(-1))
-  over = lambda x, y: jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
-  cosine = lambda direction: over(
+  # A ratio is 0 where its denominator is 0. The inner `where` avoids NaN.
+  ratio = lambda x, y: jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+  # An update is added, so it descends along the negative direction.
+  cosine = lambda direction: ratio(
       -jnp.vdot(update, direction), norm(update) * norm(direction))
-  return jnp.stack([over(norm(update), norm(adam)), cosine(grad),
+  return jnp.stack([ratio(norm(update), norm(adam)), cosine(grad),
                     cosine(momentum), cosine(adam)])
 
 
 def follow(task: tasks_base.Task, tx: optax.GradientTransformationExtraArgs,
-           key: jax.Array, num_steps: int) -> dict[str, np.ndarray]:
-  """Trains a network; {path of a parameter: MEASURES [num_steps, 4]}."""
+           key: jax.Array, num_steps: int,
+           on_chunk: Callable[[int], None] = lambda steps: None
+           ) -> dict[str, np.ndarray]:
+  """Train a network and measure every update.
+
+  Args:
+    task: the task.
+    tx: the optimizer.
+    key: determines the initial parameters and the batches.
+    num_steps: number of steps.
+    on_chunk: called with the number of steps since the last call.
+
+  Returns:
+    {path of a parameter: MEASURES of each step, [num_steps, 4]}.
+  """
   adam = optax.scale_by_adam()
 
-  def run(params, data, keys):
-    def step(carry, key):
-      params, state, adam_state = carry
+  @jax.jit
+  def advance(state, data, keys):
+    def step(state, key):
+      params, opt_state, adam_state = state
       batch_key, loss_key = jax.random.split(key)
       batch = task.sample_batch(batch_key, data)
       grads = jax.grad(lambda p: task.loss(p, loss_key, batch)[0])(params)
-      updates, state = tx.update(grads, state, params)
+      updates, opt_state = tx.update(grads, opt_state, params)
       direction, adam_state = adam.update(grads, adam_state)
-      found = jax.tree.map(measures, updates, grads, adam_state.mu, direction)
-      return (optax.apply_updates(params, updates), state, adam_state), found
+      measured = jax.tree.map(
+          measures, updates, grads, adam_state.mu, direction)
+      return (optax.apply_updates(params, updates), opt_state,
+              adam_state), measured
 
-    start = params, tx.init(params), adam.init(params)
-    return jax.lax.scan(step, start, keys)[1]
+    return jax.lax.scan(step, state, keys)
 
   data = jax.device_put(task.data["train"])
-  found = jax.jit(run)(task.init(jax.random.fold_in(key, 0)), data,
-                       jax.random.split(key, num_steps))
-  return artifact_lib.flatten(found)
+  params = task.init(jax.random.fold_in(key, 0))
+  state = params, tx.init(params), adam.init(params)
+  keys = jax.random.split(key, num_steps)
+  chunks = []
+  for first in range(0, num_steps, CHUNK):
+    state, measured = advance(state, data, keys[first:first + CHUNK])
+    chunks.append(jax.device_get(measured))
+    on_chunk(min(CHUNK, num_steps - first))
+  return artifact_lib.flatten(
+      jax.tree.map(lambda *x: np.concatenate(x), *chunks))
 
 
-def by_role(found: dict[str, np.ndarray], task: tasks_base.Task
+def by_role(measured: dict[str, np.ndarray], task: tasks_base.Task
             ) -> pd.DataFrame:
-  """Means over parameters of a role and over a hundredth of the steps.
+  """Average over the parameters of a role and over hundredths of the steps.
+
+  Args:
+    measured: result of `follow`.
+    task: the task that was trained.
 
   Returns:
-    Columns role, part (of the steps that is over) and MEASURES.
+    Columns role, part (fraction of the steps that is over) and MEASURES.
   """
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   roles = artifact_lib.flatten(jax.tree.map(
-      lambda x, base: width.role(x.shape, base.shape), shapes,
+      lambda x, base: fan.role(x.shape, base.shape), shapes,
       task.base_shapes))
   frames = []
   for role in dict.fromkeys(str(x) for x in roles.values()):
-    mean = np.mean([x for path, x in found.items() if roles[path] == role], 0)
+    mean = np.mean(
+        [x for path, x in measured.items() if roles[path] == role], 0)
     parts = np.array_split(mean, min(POINTS, len(mean)))
     frames.append(pd.DataFrame(
         [part.mean(0) for part in parts], columns=list(MEASURES)).assign(
@@ -94,7 +132,7 @@ def by_role(found: dict[str, np.ndarray], task: tasks_base.Task
 
 
 def table(rows: pd.DataFrame) -> str:
-  """Markdown: early, in the middle and at the end."""
+  """Return a Markdown table: first part, 10 %, 50 % and 100 % of the steps."""
   moments = [rows.part.min(), 0.1, 0.5, 1.0]
   chosen = pd.concat([rows[np.isclose(rows.part, m)] for m in moments])
   chosen = chosen.drop_duplicates().sort_values(["role", "part"])
@@ -103,7 +141,7 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def plot(rows: pd.DataFrame, path: pathlib.Path) -> None:
-  """A panel for each measure, a line for each role."""
+  """Plot the rows of `by_role`: a panel per measure, a line per role."""
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
   figure, axes = plt.subplots(1, len(MEASURES), figsize=(14, 3.2),
@@ -111,7 +149,7 @@ def plot(rows: pd.DataFrame, path: pathlib.Path) -> None:
   for axis, measure in zip(axes, MEASURES):
     for role, group in rows.groupby("role", sort=False):
       axis.plot(group.part, group[measure], label=role)
-    axis.set(title=measure, xlabel="part of the steps",
+    axis.set(title=measure, xlabel="fraction of the steps",
              yscale="log" if measure == MEASURES[0] else "linear")
   axes[0].legend(fontsize="small")
   figure.savefig(path, dpi=120)
@@ -119,38 +157,40 @@ def plot(rows: pd.DataFrame, path: pathlib.Path) -> None:
 
 
 def define_flags() -> None:
-  """Defines the flags; not at import, where they would be everyone's."""
-  flags.DEFINE_string("optimizer", None, "Pretrained name or artifact.")
-  flags.DEFINE_string("workdir", None, "Folder for the results.")
-  flags.DEFINE_string("task", "mlp", "Family.")
-  flags.DEFINE_list("settings", [], "Settings of the task: setting=value.")
-  flags.DEFINE_integer("num_steps", 1000, "Steps.", lower_bound=1)
+  """Define the flags of this command."""
+  command.define_workdir()
+  command.define_data_dir()
+  command.define_task()
   flags.DEFINE_string(
-      "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
-  flags.mark_flags_as_required(["optimizer", "workdir"])
+      "optimizer", None,
+      "Learned optimizer: a pretrained name or a .safetensors file.",
+      required=True)
+  flags.DEFINE_integer(
+      "num_steps", 1000, "Steps to train.", lower_bound=1)
 
 
-def main(argv):
-  """Writes and prints the table."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
-  asked, folder = flags.FLAGS, pathlib.Path(flags.FLAGS.workdir)
-  try:
-    artifact = mulo.read(asked.optimizer)
-    rule = parametrizations.get(artifact.parametrization)
-    task = build.task_of({"name": asked.task, **transfer.parse(
-        asked.settings)}, rule, asked.data_dir)
-    if task.base_shapes is None:
-      raise ValueError(f"{asked.task} has no width, so no roles.")
-    theta = jax.tree.map(jnp.asarray, artifact.theta)
-    tx = unroll.scaled(artifact.lopt.opt_fn, rule, task)(
-        theta, num_steps=asked.num_steps)
-    rows = by_role(
-        follow(task, tx, jax.random.key(0), asked.num_steps), task)
-    folder.mkdir(parents=True, exist_ok=True)
-  except (ValueError, OSError) as e:
-    sys.exit(f"{type(e).__name__}: {e}")
+def main(flags) -> None:
+  """Measure the updates; write and print the table.
+
+  Raises:
+    ValueError: flags that do not fit together, or a task without width.
+    OSError: a missing artifact or data set, or a workdir that is not writable.
+  """
+  artifact = mulo.read(flags.optimizer)
+  parametrization = parametrizations.get(artifact.parametrization)
+  task = build.task_of(
+      {"name": flags.task, **command.parse_settings(flags.settings)},
+      parametrization, flags.data_dir)
+  if task.base_shapes is None:
+    raise ValueError(f"{flags.task} has no width, so no roles.")
+  theta = jax.tree.map(jnp.asarray, artifact.theta)
+  tx = unroll.scaled(artifact.lopt.opt_fn, parametrization, task)(
+      theta, num_steps=flags.num_steps)
+  with command.progress(flags.num_steps, "step", "training") as bar:
+    rows = by_role(follow(
+        task, tx, jax.random.key(0), flags.num_steps, bar.update), task)
+  folder = pathlib.Path(flags.workdir)
+  folder.mkdir(parents=True, exist_ok=True)
   rows.to_csv(folder / "rule.csv", index=False)
   (folder / "table.md").write_text(table(rows) + "\n")
   plot(rows, folder / "rule.png")
@@ -158,5 +198,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  define_flags()
-  app.run(main)
+  command.run(define_flags, main)

@@ -1,71 +1,85 @@
-"""Whether the best learning rate depends on width: Adam beside muAdam.
+r"""Compare how the best learning rates of Adam and muAdam depend on width.
 
-python -m experiments.studies.lr_transfer --workdir=docs/studies/lr_transfer_mlp
-python -m experiments.studies.lr_transfer --workdir=docs/studies/lr_transfer_lm \
+python -m experiments.studies.lr_transfer \
+    --workdir=docs/studies/lr_transfer_mlp
+python -m experiments.studies.lr_transfer \
+    --workdir=docs/studies/lr_transfer_lm \
     --task=transformer_lm --settings=dataset=python,depth=2 --num_steps=50 \
     --widths=64,128,256,512,1024 --exponents=-14,-3 --seeds=2
 
-The same networks, in standard parametrization, are trained with `optax.adam`,
-and with `mulo.scaling`: `mu_adamw` and `rescale_init` for the least width, at
-which both are the same. Short runs with a learning rate that falls to zero, on
-a grid of factors of two, all seeds of a learning rate counted together. Scores
-are mean train losses over the second half of the steps. Writes results.csv,
-table.md and transfer.png to the workdir. Run again, it skips what is done.
+Trains the same networks, in standard parametrization, with `optax.adam` and
+with muAdam: `mu_adamw` and `rescale_init` of `mulo.scaling`. The base width, at
+which Adam and muAdam are the same, is the first width. Runs are short, and the
+learning rate falls linearly to zero. The initial learning rates are a grid of
+powers of two. The score of a learning rate is the mean train loss over the
+second half of the steps and over seeds.
 
-The exit status is 0 if no best learning rate is on the edge of its grid, that
-of muAdam stays within a factor of two of that at the least width, and Adam's
-moves further.
+Writes results.csv, table.md and transfer.png to the workdir. A second run skips
+the cells that are done.
+
+The exit status is 0 if no best learning rate is on the edge of the grid, the
+best learning rate of muAdam stays within a factor of two of its value at the
+first width, and the best learning rate of Adam moves further. Otherwise the
+exit status is 1.
 """
 
 import functools
 import pathlib
-import shlex
-import sys
-from typing import Any
+from typing import Any, Callable
 
-from absl import app
 from absl import flags
-from absl import logging
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
 import pandas as pd
-import tqdm
 
+from experiments import baselines
+from experiments import command
 from experiments import sweep
-from experiments.studies import transfer
 from learned_opt.scaling import parametrizations
 from meta_train import build
 from meta_train import evaluate
+from meta_train import unroll
 from mulo import scaling
 from tasks import base as tasks_base
 
-METHODS = ("Adam", "muAdam")
-MAX_PARAMS = 2**25  # of all networks that are trained at the same time
-EPS = 1e-12
+# Networks are in standard parametrization for both methods; the multipliers of
+# muAdam come from `scaling.mu_adamw`.
+ADAM = baselines.get("adam").label
+MU_ADAM = baselines.get("mu_adam").label
+METHODS = (ADAM, MU_ADAM)
+MAX_PARAMS = 2**25  # total size of the networks that are trained at once
+EPS = 1e-12  # far below any gradient
 
 
-def narrow(task: tasks_base.Task, base: tasks_base.Task) -> tasks_base.Task:
-  """The task with initial weights as muP wants them, for a base width."""
+def with_mup_init(task: tasks_base.Task, base: tasks_base.Task
+                  ) -> tasks_base.Task:
+  """Return the task with initial weights rescaled for muP.
+
+  Args:
+    task: the task in standard parametrization.
+    base: the task at the base width; its base_shapes are at another width.
+  """
   return task._replace(init=lambda key: scaling.rescale_init(
       task.init(key), base.init(key), delta_shapes=base.base_shapes))
 
 
-def opt_fn_of(method: str, base: tasks_base.Task):
-  """`opt_fn` whose theta is the first learning rate.
+def opt_fn_of(method: str, base: tasks_base.Task) -> unroll.OptFn:
+  """Return an `opt_fn` whose theta is the learning rate of the first step.
 
   Args:
     method: one of METHODS.
-    base: the task at the base width; its base_shapes are at another one.
+    base: the task at the base width; its base_shapes are at another width.
   """
   shapes = jax.eval_shape(base.init, jax.random.key(0))
 
   def opt_fn(theta, *, num_steps=None):
     rate = lambda step: theta * (1 - step / num_steps)
-    if method == "Adam":
-      return optax.with_extra_args_support(optax.adam(rate, eps=EPS))
+    if method == ADAM:
+      return optax.with_extra_args_support(
+          baselines.get("adam").make(rate, eps=EPS))
     return scaling.mu_adamw(
         rate, shapes, eps=EPS,
         inference={"delta_shapes": base.base_shapes})
@@ -73,72 +87,111 @@ def opt_fn_of(method: str, base: tasks_base.Task):
   return opt_fn
 
 
-def scores(method: str, section: dict[str, Any], base_width: int, width: int,
-           rates: list[float], seeds: int, num_steps: int,
-           data_dir: str | None) -> list[dict]:
-  """A row per learning rate and seed."""
-  rule = parametrizations.get("standard")
-  of = lambda width: build.task_of(section | {"width": width}, rule, data_dir)
-  task, base = of(width), of(base_width)
+def task_of(section: dict[str, Any], width: int, data_dir: str | None
+            ) -> tasks_base.Task:
+  """Return a task at a width, in standard parametrization.
+
+  Raises:
+    ValueError: settings that the task does not accept, or a task without width.
+  """
+  task = build.task_of(section | {"width": width},
+                       parametrizations.get("standard"), data_dir)
   if task.base_shapes is None:
     raise ValueError(f"{section['name']} has no width.")
+  return task
+
+
+def scores(method: str, section: dict[str, Any], base_width: int, width: int,
+           rates: list[float], seeds: int, num_steps: int,
+           data_dir: str | None,
+           on_chunk: Callable[[int], None] = lambda steps: None) -> list[dict]:
+  """Train with each learning rate and seed; return a row per run.
+
+  Args:
+    method: one of METHODS.
+    section: the task, see `meta_train.build.task_of`.
+    base_width: width at which both methods are the same.
+    width: width of the networks.
+    rates: learning rates of the first step.
+    seeds: number of seeds.
+    num_steps: steps per run.
+    data_dir: see `tasks.data.images.image_data`.
+    on_chunk: called with the number of steps, over all runs, since the last
+      call.
+
+  Returns:
+    Rows with the keys "learning rate", "seed" and "loss".
+  """
+  task, base = (task_of(section, n, data_dir) for n in (width, base_width))
   train = evaluate.trainer(
-      narrow(task, base) if method == "muAdam" else task,
+      with_mup_init(task, base) if method == MU_ADAM else task,
       opt_fn_of(method, base))
   params = sum(x.size for x in jax.tree.leaves(
       jax.eval_shape(task.init, jax.random.key(0))))
-  at_once = max(1, MAX_PARAMS // (params * seeds))
+  # The runs of a group are trained at the same time, as far as memory allows.
+  group_size = max(1, MAX_PARAMS // (params * seeds))
   rows = []
-  for first in range(0, len(rates), at_once):
-    part = [(rate, seed) for rate in rates[first:first + at_once]
-            for seed in range(seeds)]
+  for first in range(0, len(rates), group_size):
+    group = [(rate, seed) for rate in rates[first:first + group_size]
+             for seed in range(seeds)]
     result = train(
-        jnp.asarray([rate for rate, _ in part], jnp.float32),
-        jnp.stack([jax.random.key(seed) for _, seed in part]), num_steps)
-    for (rate, seed), loss in zip(part, result.train_loss):
+        jnp.asarray([rate for rate, _ in group], jnp.float32),
+        jnp.stack([jax.random.key(seed) for _, seed in group]), num_steps,
+        on_chunk=lambda steps, n=len(group): on_chunk(steps * n))
+    for (rate, seed), loss in zip(group, result.train_loss):
       rows.append({"learning rate": rate, "seed": seed, "loss": float(
           np.mean(loss[num_steps // 2 - 2:]))})
   return rows
 
 
 def best(results: pd.DataFrame) -> pd.DataFrame:
-  """The best learning rate of each method and width.
+  """Find the best learning rate of each method and width.
+
+  Args:
+    results: rows of `scores`, with the columns method and width.
 
   Returns:
-    Columns method, width, learning rate, loss, edge (whether it is the least
-    or the largest of its grid) and moved (octaves from the least width).
+    Columns method, width, learning rate, loss, edge (whether the learning rate
+    is the smallest or largest of the grid) and moved (octaves from the learning
+    rate at the first width).
   """
   rows = []
   for (method, width), group in results.groupby(["method", "width"],
                                                 sort=False):
+    # A learning rate that diverged with one seed is never the best.
     means = group.assign(loss=group.loss.fillna(np.inf)).groupby(
         "learning rate").loss.mean()
     rate = means.idxmin()
     rows.append({"method": method, "width": width, "learning rate": rate,
                  "loss": means.min(),
                  "edge": rate in (means.index[0], means.index[-1])})
-  found = pd.DataFrame(rows)
-  first = found.groupby("method")["learning rate"].transform("first")
-  return found.assign(moved=np.log2(found["learning rate"] / first).round(6))
+  chosen = pd.DataFrame(rows)
+  first = chosen.groupby("method")["learning rate"].transform("first")
+  return chosen.assign(
+      moved=np.log2(chosen["learning rate"] / first).round(6))
 
 
-def complaints(found: pd.DataFrame) -> list[str]:
-  """What is not as it should be."""
+def complaints(chosen: pd.DataFrame) -> list[str]:
+  """Return a line for each way in which learning rates do not transfer.
+
+  Args:
+    chosen: result of `best`.
+  """
   lines = [f"{row.method} at width {row.width}: the best learning rate is on "
            "the edge of the grid; widen --exponents."
-           for row in found.itertuples() if row.edge]
-  moved = found.assign(moved=found.moved.abs()).groupby("method").moved.max()
-  if moved["muAdam"] > 1:
-    lines.append(f"muAdam's best learning rate moves by {moved['muAdam']:.0f} "
+           for row in chosen.itertuples() if row.edge]
+  moved = chosen.assign(moved=chosen.moved.abs()).groupby("method").moved.max()
+  if moved[MU_ADAM] > 1:
+    lines.append(f"muAdam's best learning rate moves by {moved[MU_ADAM]:.0f} "
                  "octaves.")
-  if moved["Adam"] <= max(1, moved["muAdam"]):
-    lines.append(f"Adam's best learning rate moves by {moved['Adam']:.0f} "
+  if moved[ADAM] <= max(1, moved[MU_ADAM]):
+    lines.append(f"Adam's best learning rate moves by {moved[ADAM]:.0f} "
                  "octaves only, so this setting tells nothing.")
   return lines
 
 
 def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
-  """Loss against learning rate, a line for each width."""
+  """Plot loss against learning rate: a panel per method, a line per width."""
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
   figure, axes = plt.subplots(1, len(METHODS), figsize=(10, 4), sharey=True,
@@ -160,53 +213,64 @@ def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
 
 
 def define_flags() -> None:
-  """Defines the flags; not at import, where they would be everyone's."""
-  flags.DEFINE_string("workdir", None, "Folder for the results.")
-  flags.DEFINE_string("task", "mlp", "Family.")
-  flags.DEFINE_list("settings", ["dataset=digits", "depth=2", "batch_size=128"],
-                    "Settings of the task: setting=value.")
-  flags.DEFINE_list("widths", ["64", "128", "256", "512", "1024"],
-                    "In increasing order; the first is the base width.")
-  flags.DEFINE_list("exponents", ["-13", "-3"],
-                    "Of 2: the least and the largest learning rate.")
+  """Define the flags of this command."""
+  command.define_workdir()
+  command.define_data_dir()
+  command.define_task(["dataset=digits", "depth=2", "batch_size=128"])
+  flags.DEFINE_list(
+      "widths", ["64", "128", "256", "512", "1024"],
+      "Widths in increasing order; the first is the base width.")
+  flags.DEFINE_list(
+      "exponents", ["-13", "-3"],
+      "First and last exponent of the grid of learning rates: 2^first, ..., "
+      "2^last.")
   flags.DEFINE_integer("num_steps", 25, "Steps per run.", lower_bound=8)
   flags.DEFINE_integer("seeds", 4, "Runs per learning rate.", lower_bound=1)
-  flags.DEFINE_string(
-      "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
-  flags.mark_flags_as_required(["workdir"])
 
 
-def run(found) -> int:
-  """Trains, writes and prints the table, and returns the exit status.
-
-  Args:
-    found: has the flags as attributes.
-
-  Raises:
-    ValueError: flags that do not fit.
-    OSError: no such data set, or a workdir that cannot be written.
-  """
-  folder = pathlib.Path(found.workdir)
-  section = {"name": found.task, **transfer.parse(found.settings)}
-  widths = [int(x) for x in found.widths]
-  least, largest = (int(x) for x in found.exponents)
-  rates = [2.0**e for e in range(least, largest + 1)]
+def measure(flags, section: dict[str, Any], widths: tuple[int, ...],
+            rates: list[float]) -> pd.DataFrame:
+  """Return the rows of `scores` for all methods and widths."""
   frames = []
-  with tqdm.tqdm(total=len(METHODS) * len(widths), unit="width",
-                 mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
+  steps = flags.num_steps * flags.seeds * len(rates)
+  with command.progress(len(METHODS) * len(widths) * steps, "step", "training",
+                        unit_scale=True) as bar:
     for method in METHODS:
       for width in widths:
+        start = bar.n
         config = {"method": method, "section": section, "width": width,
                   "base_width": widths[0], "rates": rates, "eps": EPS,
-                  "seeds": found.seeds, "num_steps": found.num_steps,
+                  "seeds": flags.seeds, "num_steps": flags.num_steps,
                   "jax": jax.__version__}
-        frames.append(pd.DataFrame(sweep.run_cell(
-            folder / "cells", config, functools.partial(
-                scores, method, section, widths[0], width, rates, found.seeds,
-                found.num_steps, found.data_dir))).assign(
-                    method=method, width=width))
-        bar.update()
-  results = pd.concat(frames, ignore_index=True)
+        rows = sweep.run_cell(
+            pathlib.Path(flags.workdir) / "cells", config, functools.partial(
+                scores, method, section, widths[0], width, rates, flags.seeds,
+                flags.num_steps, flags.data_dir, bar.update))
+        frames.append(pd.DataFrame(rows).assign(method=method, width=width))
+        # A cell that was done does not advance the bar while it is read.
+        bar.update(steps - (bar.n - start))
+  return pd.concat(frames, ignore_index=True)
+
+
+def main(flags) -> int:
+  """Run the study, write and print the table, and return the exit status.
+
+  Raises:
+    ValueError: flags that do not fit together.
+    OSError: a missing data set, or a workdir that is not writable.
+  """
+  folder = pathlib.Path(flags.workdir)
+  section = {"name": flags.task, **command.parse_settings(flags.settings)}
+  widths = command.parse_integers("widths", flags.widths)
+  exponents = command.parse_integers("exponents", flags.exponents)
+  if len(exponents) != 2 or exponents[0] > exponents[1]:
+    raise ValueError("--exponents must be the first and the last exponent, got "
+                     f"{','.join(flags.exponents)}.")
+  rates = [2.0**e for e in range(exponents[0], exponents[1] + 1)]
+  if not folder.exists():  # a second run may find all cells and need no data
+    for width in widths:
+      task_of(section, width, flags.data_dir)
+  results = measure(flags, section, widths, rates)
   results.to_csv(folder / "results.csv", index=False)
   chosen = best(results)
   shown = chosen.assign(**{"learning rate": [
@@ -219,21 +283,5 @@ def run(found) -> int:
   return 1 if complaints(chosen) else 0
 
 
-def main(argv):
-  """Runs the study; the exit status is its verdict."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
-  found = flags.FLAGS
-  try:
-    status = run(found)
-    (pathlib.Path(found.workdir) / "command.txt").write_text(
-        f"python -m experiments.studies.lr_transfer {shlex.join(sys.argv[1:])}\n")
-  except (ValueError, OSError) as e:
-    sys.exit(f"{type(e).__name__}: {e}")
-  sys.exit(status)
-
-
 if __name__ == "__main__":
-  define_flags()
-  app.run(main)
+  command.run(define_flags, main)

@@ -1,31 +1,32 @@
-"""A card of every task: its size, its cost, and what tuned AdamW makes of it.
+r"""Make a card of every task: size, cost, and the losses of tuned AdamW.
 
-python -m experiments.studies.task_table --workdir=runs/tasks [--suites=train_small]
+python -m experiments.studies.task_table --workdir=runs/tasks \
+    [--suites=train_small]
 
-For each task of the suites: parameters, FLOPs of a step (the matrix products of
-loss and gradient, two per multiplication), bytes of data on the device, the
-loss of chance, and the final train and test loss of AdamW under the standard
-parametrization, at the best of nine constant learning rates by final train
-loss, tuned on another seed: means over three seeds. Half an hour on two cores.
-Writes table.md and results.csv to the workdir; run again, it skips what is
-done.
+A card has the number of parameters, the FLOPs of a step, the bytes of data on
+the device, the loss of guessing, and the final train and test loss of AdamW.
+FLOPs are those of the matrix products and convolutions in loss and gradient,
+two per multiply-add. AdamW runs under the standard parametrization with a
+constant learning rate, the best of nine by final train loss on a tuning seed.
+Its losses are means over three other seeds.
+
+Takes half an hour on two cores. Writes table.md and results.csv to the workdir.
+A second run skips the cells that are done.
 """
 
 import math
 import pathlib
 import platform
-import sys
 
-from absl import app
 from absl import flags
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-import tqdm
 
+from experiments import baselines
+from experiments import command
 from experiments import sweep
 from learned_opt.scaling import parametrizations
 from meta_train import build
@@ -33,30 +34,31 @@ from meta_train import evaluate
 from tasks import base
 from tasks import suites
 
-LEARNING_RATES = [10**(e / 2) for e in range(-8, 1)]  # 1e-4 to 1
 TUNING_SEED = 1000
-
-FLAGS = flags.FLAGS
 
 
 def products(jaxpr) -> int:
-  """FLOPs of the matrix products and convolutions in a jaxpr.
+  """Count the FLOPs of the matrix products and convolutions in a jaxpr.
 
-  A scan counts as often as it runs, any other loop once, and of branches the
-  most expensive one.
+  The body of a scan counts once per iteration, the body of another loop once.
+  Of the branches of a conditional, the most expensive one counts.
   """
   total = 0
   for eqn in jaxpr.eqns:
+    # Programs inside the equation, such as the body of a scan. Some are wrapped
+    # in a closed jaxpr, whose attribute `jaxpr` has the equations.
     inner = [p for p in jax.tree.leaves(
         list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
              if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
     counts = [products(getattr(p, "jaxpr", p)) for p in inner]
     if eqn.primitive.name == "dot_general":
       (contracted, _), _ = eqn.params["dimension_numbers"]
+      # Each output entry sums over the contracted axes.
       shape = eqn.invars[0].aval.shape
       total += 2 * eqn.outvars[0].aval.size * math.prod(
           shape[axis] for axis in contracted)
     elif eqn.primitive.name == "conv_general_dilated":
+      # Each output entry sums over the kernel entries of its output channel.
       kernel = eqn.invars[1].aval.shape
       outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
       total += (2 * eqn.outvars[0].aval.size * math.prod(kernel) // outputs)
@@ -70,7 +72,12 @@ def products(jaxpr) -> int:
 
 
 def card(task: base.Task) -> dict:
-  """Parameters, FLOPs of a step and bytes on the device."""
+  """Return the size and cost of a task.
+
+  Returns:
+    Keys params, flops (of a step), bytes (of data on the device) and chance
+    (loss of guessing).
+  """
   params = jax.eval_shape(task.init, jax.random.key(0))
   batch = jax.eval_shape(
       task.sample_batch, jax.random.key(0), task.data["train"])
@@ -83,31 +90,45 @@ def card(task: base.Task) -> dict:
 
 
 def adamw(learning_rate, *, num_steps=None):
-  """optax.adamw as an `opt_fn` whose theta is the learning rate."""
+  """Return AdamW with a constant learning rate; an `opt_fn`."""
   del num_steps
-  return optax.with_extra_args_support(optax.adamw(learning_rate))
+  return optax.with_extra_args_support(
+      baselines.get("adamw").make(learning_rate))
 
 
 def tuned(task: base.Task, num_steps: int, seeds: int) -> dict:
-  """What AdamW reaches at its best learning rate; a NaN is never the best."""
+  """Return the losses of AdamW at its best learning rate.
+
+  Args:
+    task: the task.
+    num_steps: steps per run.
+    seeds: number of runs at the best learning rate.
+
+  Returns:
+    Keys learning_rate, grid_edge (whether the best learning rate is the
+    smallest or largest of the grid), train_loss and test_loss.
+  """
   train = evaluate.trainer(task, adamw)
+  # Mean train loss over the last tenth of the steps, [runs].
   last = lambda result: np.mean(
       result.train_loss[:, -max(1, num_steps // 10):], 1)
-  rates = jnp.asarray(LEARNING_RATES, jnp.float32)
+  grid = baselines.get("adamw").learning_rates
+  rates = jnp.asarray(grid, jnp.float32)
   result = train(rates, jnp.stack(
       [jax.random.key(TUNING_SEED)] * len(rates)), num_steps)
+  # A run that diverged is never the best.
   losses = np.where(np.isfinite(last(result)), last(result), np.inf)
   best = int(np.argmin(losses))
   result = train(jnp.full(seeds, rates[best]), jnp.stack(
       [jax.random.key(seed) for seed in range(seeds)]), num_steps)
-  return {"learning_rate": LEARNING_RATES[best],
-          "grid_edge": best in (0, len(LEARNING_RATES) - 1),
+  return {"learning_rate": grid[best],
+          "grid_edge": best in (0, len(grid) - 1),
           "train_loss": float(np.mean(last(result))),
           "test_loss": float(np.mean(result.final["test"]["loss"]))}
 
 
 def table(rows: list[dict]) -> str:
-  """The cards in Markdown."""
+  """Return the cards as a Markdown table, a row per task."""
   frame = pd.DataFrame([{
       "suite": row["suite"], "task": row["task"],
       "family": row["section"]["name"],
@@ -128,62 +149,70 @@ def table(rows: list[dict]) -> str:
 
 def cards(names: list[str], folder: pathlib.Path, data_dir: str | None,
           num_steps: int, seeds: int) -> list[dict]:
-  """A row for each task of the suites, computed unless it was before."""
+  """Return the card of each task; cells that are done are not repeated.
+
+  Args:
+    names: names of suites.
+    folder: the workdir.
+    data_dir: see `tasks.data.images.image_data`.
+    num_steps: steps of AdamW.
+    seeds: runs of AdamW at its best learning rate.
+
+  Raises:
+    ValueError: an unknown suite.
+    OSError: a missing data set, or a workdir that is not writable.
+  """
   parametrization = parametrizations.get("standard")
-  rows = []
   sections = [(name, task, section) for name in names
               for task, section in suites.get(name).items()]
-  for name, task_name, section in tqdm.tqdm(
-      sections, desc="tasks", unit="task",
-      mininterval=0.5 if sys.stderr.isatty() else 10):
-    identity = {"task": task_name, "section": section, "suite": name,
-                "num_steps": num_steps, "seeds": seeds,
-                "python": platform.python_version()}  # whose source is a text
-    # Without the factors of augmentation, which an optimizer alone would see.
-    task = build.task_of(
-        {k: v for k, v in section.items() if k != "augment"}, parametrization,
-        data_dir)
-    identity |= card(task)
+  rows = []
+  with command.progress(len(sections), "task", "training") as bar:
+    for name, task_name, section in sections:
+      bar.set_postfix_str(task_name)
+      # The text "python" is the source code of the running Python.
+      identity = {"task": task_name, "section": section, "suite": name,
+                  "num_steps": num_steps, "seeds": seeds,
+                  "python": platform.python_version()}
+      # Without augmentation: it changes the parameters that an optimizer sees,
+      # but neither the network nor its loss.
+      task = build.task_of(
+          {k: v for k, v in section.items() if k != "augment"},
+          parametrization, data_dir)
+      identity |= card(task)
 
-    def compute(task=task, identity=identity):
-      return [{**identity, **tuned(task, num_steps, seeds)}]
+      def compute(task=task, identity=identity):
+        return [{**identity, **tuned(task, num_steps, seeds)}]
 
-    rows += sweep.run_cell(folder / "cells", identity, compute)
+      rows += sweep.run_cell(folder / "cells", identity, compute)
+      bar.update()
   return rows
 
 
 def write(rows: list[dict], folder: pathlib.Path) -> None:
-  """Writes table.md and results.csv."""
+  """Write table.md and results.csv."""
   (folder / "table.md").write_text(table(rows) + "\n")
   pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
 
 
-def define_flags():
-  """Defines the flags."""
-  flags.DEFINE_string("workdir", None, "Folder of the results.")
-  flags.DEFINE_list("suites", suites.names(), "Suites to look at.")
+def define_flags() -> None:
+  """Define the flags of this command."""
+  command.define_workdir()
+  command.define_data_dir()
+  flags.DEFINE_list(
+      "suites", suites.names(), "Suites of tasks (tasks/suites.py).")
   flags.DEFINE_integer("num_steps", 300, "Steps of AdamW.", lower_bound=1)
-  flags.DEFINE_integer("seeds", 3, "Seeds of AdamW.", lower_bound=1)
-  flags.DEFINE_string(
-      "data_dir", None, "Folder with data sets; default: MULO_DATA_DIR.")
-  flags.mark_flags_as_required(["workdir"])
+  flags.DEFINE_integer(
+      "seeds", 3, "Runs of AdamW at its best learning rate.", lower_bound=1)
 
 
-def main(argv):
-  """Writes and prints the table."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)
-  folder = pathlib.Path(FLAGS.workdir)
-  try:
-    rows = cards(FLAGS.suites, folder, FLAGS.data_dir, FLAGS.num_steps,
-                 FLAGS.seeds)
-  except (ValueError, OSError, ImportError) as e:
-    sys.exit(f"{type(e).__name__}: {e}")
+def main(flags) -> None:
+  """Make the cards; write and print the table."""
+  folder = pathlib.Path(flags.workdir)
+  rows = cards(flags.suites, folder, flags.data_dir, flags.num_steps,
+               flags.seeds)
   write(rows, folder)
   print(table(rows))
 
 
 if __name__ == "__main__":
-  define_flags()
-  app.run(main)
+  command.run(define_flags, main)

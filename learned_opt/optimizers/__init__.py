@@ -5,25 +5,50 @@ from typing import Any
 
 from learned_opt import base
 from learned_opt import registry
-from learned_opt.update import placement
+from learned_opt.update import sharding
 
 HOW = ("lowering", "recompute")  # settings of how an update is computed
+
+# Settings of earlier versions of `make`: {optimizer: {setting: value}}. With
+# this value, the setting changed no update.
+RETIRED: dict[str, dict[str, Any]] = {
+    "mulo": {"normalize": False, "vector_mult": 1.0}}
 
 names = functools.partial(registry.names, __name__)
 
 
 def get(name: str, /, **settings) -> base.LearnedOptimizer:
-  """The optimizer in the file of this name; see `registry.get`."""
-  return placement.automatic(registry.get(__name__, name, **settings))
+  """Return the learned optimizer of this name; see `registry.get`."""
+  return sharding.automatic(registry.get(__name__, name, **settings))
 
 
 def all_settings(name: str, /, **settings) -> dict[str, Any]:
-  """The settings that theta belongs to, defaults included.
+  """Return the settings that theta depends on, defaults included.
 
-  Without HOW, which does not change what is computed, but for rounding.
+  Settings in HOW are left out: they change rounding only.
 
   Raises:
     ValueError: see `registry.get`.
   """
-  found = registry.all_settings(__name__, name, **settings)
-  return {key: value for key, value in found.items() if key not in HOW}
+  complete = registry.all_settings(__name__, name, **settings)
+  return {key: value for key, value in complete.items() if key not in HOW}
+
+
+def current_settings(name: str, settings: dict) -> dict[str, Any]:
+  """Return stored settings without the settings in RETIRED.
+
+  Args:
+    name: of the optimizer.
+    settings: settings of the optimizer in any version.
+
+  Raises:
+    ValueError: a setting in RETIRED has another value than there. Dropping it
+      would change updates.
+  """
+  retired = RETIRED.get(name, {})
+  for key, value in settings.items():
+    if key in retired and value != retired[key]:
+      raise ValueError(
+          f"{name} has the setting {key} = {value!r}, which this version no "
+          "longer has; load it with an earlier version of mulo.")
+  return {key: value for key, value in settings.items() if key not in retired}

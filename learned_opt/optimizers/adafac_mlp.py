@@ -1,8 +1,11 @@
 """small_fc_lopt: the published per-parameter MLP, with its own constants.
 
-Kept exactly as published, absolute epsilons included, so that published
-weights keep their meaning. Those epsilons switch features off where gradients
-are small, as in wide layers; `mulo` has none.
+  update = -step_mult * direction * exp(exp_mult * magnitude)
+  direction, magnitude = MLP(features of one element)
+
+The optimizer is kept exactly as published, absolute epsilons included, so that
+published weights keep their meaning. The epsilons switch features off where
+gradients are small, as in wide layers; `mulo` has no absolute epsilons.
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2203.11860 (adafac_mlp_lopt);
@@ -29,12 +32,14 @@ INITIAL_DECAYS = {
 def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
          accumulator_dtype: str = "float32", lowering: str | None = None
          ) -> base.LearnedOptimizer:
-  """The optimizer; theta has 39 H + H^2 + 4 H + 9 numbers (2409 for H = 32).
+  """Return the optimizer.
+
+  theta has 39 H + H^2 + 4 H + 9 numbers (2409 for H = 32).
 
   Args:
-    hidden: width of both hidden layers.
-    step_mult: factor on the update (0.01 is used under muP).
-    exp_mult: factor on the magnitude output before exponentiation.
+    hidden: H, width of both hidden layers.
+    step_mult: multiplies the update (published under muP: 0.01).
+    exp_mult: multiplies the magnitude output before exponentiation.
     accumulator_dtype: of momentum and second moment, "float32" or "bfloat16".
     lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
@@ -72,7 +77,10 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
 
 
 def _decays(theta) -> accumulators.Decays:
-  """Decays 1 - (1 - initial) exp(10 residual); second moments in [0, 1]."""
+  """Return decays = 1 - (1 - initial) exp(10 residual); theta has residuals.
+
+  Decays of second moments and factors are clipped to [0, 1].
+  """
   momentum, rms, factored = (
       1 - (1 - jnp.asarray(initial)) * jnp.exp(10 * theta[name])
       for name, initial in INITIAL_DECAYS.items())
@@ -89,7 +97,9 @@ def _features(grad, param, acc, step) -> features_lib.Features:
   def element(x):
     inverse_rms = jax.lax.rsqrt(x["second"].astype(jnp.float32) + 1e-6)
     if row is None:
+      # The row features, which are the column features, too.
       last = [x["row"], features_lib.inverse_root(x["row"])]
+      # Two epsilons, as published.
       for_grad = features_lib.safe_rsqrt(x["row"] + 1e-9)
       for_momentum = jax.lax.rsqrt(x["row"] + 1e-6)
     else:

@@ -1,11 +1,16 @@
-"""Celo2: a per-parameter MLP whose update of each matrix has RMS 1.
+"""Celo2: a per-parameter MLP whose updates of matrices have a fixed RMS.
 
-Without its size, the update is left with a direction, and the learning rate is
-a human's to schedule. Newton-Schulz iterations make it more like an orthogonal
-matrix before. Parameters of fewer than two axes go to Adam.
+For a parameter of two or more axes:
 
-Matrices are what the last two axes span: all else, as the places of a
-convolution, is normalised apart.
+  direction = MLP(features of one element)
+  direction = newton_schulz(direction)    (if newton_schulz > 0)
+  update = -step_mult * direction / rms(direction)
+
+The MLP thus decides the direction alone; the learning rate is left to the
+user's schedule. Parameters of fewer than two axes are updated by Adam.
+
+A matrix is the last two axes of a parameter. Each index of the other axes, such
+as the places of a convolution, is a matrix of its own, with its own RMS.
 
 Reference:
   https://arxiv.org/abs/2602.19142 (Celo2 and, without iterations and Adam,
@@ -31,15 +36,15 @@ EPSILON = 1e-9  # added to mean squares
 NORM_EPSILON = 1e-8  # added to Frobenius norms
 ADAM_DECAYS = (0.9, 0.95)
 ADAM_EPSILON = 1e-8  # added to second moments
-NUM_OUTPUTS = 3  # only the first is used
+NUM_OUTPUTS = 3  # of the published MLP; only the first is used
 
 
 class AdamState(NamedTuple):
-  """Moving averages without correction of their bias.
+  """Moving averages without bias correction.
 
   Attributes:
     momentum: of gradients, float32, a tree like the parameters.
-    second: of squared gradients, as momentum.
+    second: of squared gradients, a tree like momentum.
   """
 
   momentum: Any
@@ -49,20 +54,23 @@ class AdamState(NamedTuple):
 def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
          adam: bool = True, adam_mult: float = 20.0,
          lowering: str | None = None) -> base.LearnedOptimizer:
-  """The optimizer; theta has 30 H + H^2 + 5 H + 3 numbers (347 for H = 8).
+  """Return the optimizer.
+
+  theta has 30 H + H^2 + 5 H + 3 numbers (347 for H = 8).
 
   Args:
-    hidden: width of both hidden layers.
+    hidden: H, width of both hidden layers.
     step_mult: RMS of updates.
     newton_schulz: iterations on the update of each matrix, 0 for none.
-    adam: whether parameters of fewer than two axes go to Adam; else to the MLP
-      without the features that are made of factors.
-    adam_mult: factor on the learning rate of Adam, beside step_mult.
+    adam: True: Adam updates parameters of fewer than two axes. False: the MLP
+      updates them, without the features made of row and column factors.
+    adam_mult: learning rate of Adam = step_mult * adam_mult.
     lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
     ValueError: hidden is not a positive integer, a multiplier is not a
-      positive number, or there are no such iterations or lowering.
+      positive number, newton_schulz is not a number of iterations, or the
+      lowering is unknown.
   """
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      adam_mult=adam_mult)
@@ -84,7 +92,8 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
       change = _direction(theta, grad, param, acc, lowering)
       if newton_schulz and grad.ndim > 1:
         change = _orthogonalize(change, newton_schulz)
-      square = jnp.mean(jnp.square(change), _matrix(change), keepdims=True)
+      square = jnp.mean(
+          jnp.square(change), _matrix_axes(change), keepdims=True)
       return -step_mult * change * jax.lax.rsqrt(EPSILON + square), acc
 
     learned = per_parameter.transformation(accumulators.init, step_one)
@@ -98,30 +107,32 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
   return base.LearnedOptimizer(init, opt_fn)
 
 
-def _matrix(x) -> tuple[int, ...]:
-  """The axes that are normalised together."""
+def _matrix_axes(x) -> tuple[int, ...]:
+  """Return the axes that are normalized together: the last two, or fewer."""
   return tuple(range(x.ndim))[-2:]
 
 
 def _direction(theta, grad, param, acc, lowering):
-  """What the MLP writes, [*S]."""
+  """Return the first output of the MLP for every element, [*S]."""
   unfactored = grad.ndim < 2
   features = velo_features.make(
       grad, param, acc, second_epsilon=1e-8, epsilon=EPSILON,
       unfactored=unfactored)
-  # Rows of features that are left out, and outputs that are not used.
+  # Cut weights of outputs that are not used and of features that are left out.
   weights = dict(theta, w2=theta["w2"][:, :2], b2=theta["b2"][:2])
   if unfactored:
     weights["w0"] = theta["w0"][:velo_features.NUM_UNFACTORED]
 
   def apply(arrays, shape):
     if len(shape) > 2:
-      # Each index of the first axis apart, of arrays that have it.
-      own = jax.tree.map(lambda x: x.shape[1] > 1, arrays)
-      arrays = jax.tree.map(lambda x, yes: x if yes else x[:, 0], arrays, own)
+      # Features are normalized in each matrix on its own, so map over the first
+      # axis of S, axis 1 of the arrays; where an array has size 1, broadcast.
+      full = jax.tree.map(lambda x: x.shape[1] > 1, arrays)
+      arrays = jax.tree.map(lambda x, yes: x if yes else x[:, 0], arrays, full)
       return jax.vmap(
           lambda part: apply(part, shape[1:]), axis_size=shape[0],
-          in_axes=(jax.tree.map(lambda yes: 1 if yes else None, own),))(arrays)
+          in_axes=(jax.tree.map(lambda yes: 1 if yes else None, full),)
+      )(arrays)
     inputs, row, column = arrays
     return mlp.apply(
         weights, features._replace(inputs=inputs, row=row, column=column),
@@ -131,7 +142,7 @@ def _direction(theta, grad, param, acc, lowering):
 
 
 def _orthogonalize(x, iterations):
-  """Newton-Schulz iterations of all matrices [m, n] in x [..., m, n]."""
+  """Apply Newton-Schulz iterations to all matrices [m, n] in x [..., m, n]."""
   wide = x.shape[-2] <= x.shape[-1]
   x = x if wide else x.mT
   norm = jnp.sqrt(jnp.sum(jnp.square(x), (-2, -1), keepdims=True))
@@ -140,12 +151,18 @@ def _orthogonalize(x, iterations):
 
 
 def _adam(learning_rate: float) -> optax.GradientTransformation:
-  """Adam as Celo2 uses it: without bias correction, epsilon in the root."""
+  """Return Adam as in Celo2: no bias correction, epsilon inside of the root.
+
+  m = 0.9 m + 0.1 g
+  v = 0.95 v + 0.05 g^2
+  update = -learning_rate * m / sqrt(v + 1e-8)
+  """
   zeros = lambda params: jax.tree.map(
       lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
 
   def update(grads, state, params=None):
     del params
+    # The momentum averages g**1, the second moment g**2.
     momentum, second = (
         jax.tree.map(lambda old, g: decay * old + (1 - decay) * g.astype(
             jnp.float32)**power, old, grads)

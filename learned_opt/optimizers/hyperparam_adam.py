@@ -1,7 +1,7 @@
-"""Adam whose learning rate, decays and epsilon are meta-learned: four numbers.
+"""Adam with a meta-learned learning rate, decays and epsilon: four numbers.
 
-So few that a grid finds the best theta, which makes it a test bed for gradient
-estimators.
+A grid search can find the best theta, so this optimizer is a test bed for
+gradient estimators.
 
 Reference:
   Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
@@ -18,13 +18,13 @@ from learned_opt import base
 
 def make(learning_rate: float = 0.001, b1: float = 0.9, b2: float = 0.999,
          epsilon: float = 1e-8) -> base.LearnedOptimizer:
-  """The optimizer: `optax.adam`, with statistics in float32.
+  """Return the optimizer: `optax.adam`, with statistics in float32.
 
-  theta are the logs of learning_rate, 1 - b1, 1 - b2 and epsilon, scalars
-  named after the settings; these are what they start from.
+  theta holds the logs of learning_rate, 1 - b1, 1 - b2 and epsilon: four
+  scalars, named after the settings. The settings are their initial values.
 
   Args:
-    learning_rate: factor on the update.
+    learning_rate: multiplies the update.
     b1: decay of the momentum.
     b2: decay of the second moment.
     epsilon: added to the root of the second moment.
@@ -48,7 +48,7 @@ def make(learning_rate: float = 0.001, b1: float = 0.9, b2: float = 0.999,
     tx = optax.chain(
         optax.scale_by_adam(1 - x["b1"], 1 - x["b2"], x["epsilon"]),
         optax.scale(-x["learning_rate"]))
-    # In bfloat16 statistics could not move, and their dtype would change.
+    # Statistics in bfloat16 could not move, and their dtype would change.
     wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
     def update(grads, state, params=None, **extra_args):

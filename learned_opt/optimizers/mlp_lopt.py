@@ -1,5 +1,8 @@
 """The first published per-parameter MLP: gradient, parameter, six momenta.
 
+  update = -step_mult * direction * exp(exp_mult * magnitude)
+  direction, magnitude = MLP(features of one element)
+
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2203.11860 (mlp_lopt).
 """
@@ -17,24 +20,27 @@ from learned_opt.update import mlp
 from learned_opt.update import per_parameter
 
 DECAYS = np.array([0.1, 0.5, 0.9, 0.99, 0.999, 0.9999], np.float32)
-LAYOUT = features_lib.Layout(
+# Gradient, parameter and momenta; no row features, no column features.
+FEATURE_ROWS = features_lib.FeatureRows(
     np.arange(2 + len(DECAYS)), *[np.zeros(0, np.int32)] * 2)
 
 
 class State(NamedTuple):
-  """Of one parameter of shape S: a momentum for each of DECAYS, [6, *S]."""
+  """State of one parameter of shape S: a momentum for each decay, [6, *S]."""
 
   momentum: jax.Array
 
 
 def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
          lowering: str | None = None) -> base.LearnedOptimizer:
-  """The optimizer; theta has 19 H + H^2 + 4 H + 2 numbers (1762 for H = 32).
+  """Return the optimizer.
+
+  theta has 19 H + H^2 + 4 H + 2 numbers (1762 for H = 32).
 
   Args:
-    hidden: width of both hidden layers.
-    step_mult: factor on the update.
-    exp_mult: factor on the magnitude output before exponentiation.
+    hidden: H, width of both hidden layers.
+    step_mult: multiplies the update.
+    exp_mult: multiplies the magnitude output before exponentiation.
     lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
@@ -43,7 +49,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
   """
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult)
-  num_features = len(LAYOUT.element) + len(features_lib.TIME_SCALES)
+  num_features = len(FEATURE_ROWS.element) + len(features_lib.TIME_SCALES)
 
   def opt_fn(theta, *, num_steps=None):
     del num_steps
@@ -69,4 +75,4 @@ def _features(grad, param, momentum, step) -> features_lib.Features:
       lambda x: (x["grad"], x["param"], x["momentum"]),
       dict(grad=grad[None], param=param[None], momentum=momentum), None, None,
       lambda squares: features_lib.time_features(step),
-      lambda squares: jax.lax.rsqrt(1e-5 + squares), layout=LAYOUT)
+      lambda squares: jax.lax.rsqrt(1e-5 + squares), layout=FEATURE_ROWS)

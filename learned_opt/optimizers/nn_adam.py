@@ -1,9 +1,16 @@
-"""Adam with hyperparameters of each parameter tensor, moved by an LSTM.
+"""Adam whose hyperparameters of each parameter tensor are moved by an LSTM.
 
-After each step, the LSTM reads statistics of the tensor and moves the logs of
-its learning rate, epsilon and 1 - decays a little. Beside epsilon, the update
-has a factor 1 + epsilon, so that a large one leaves plain momentum instead of
-no update.
+Each tensor has its own learning rate, b1, b2 and epsilon:
+
+  m = b1 m + (1 - b1) g
+  v = b2 v + (1 - b2) g^2
+  update = -learning_rate * (1 + epsilon) * m / (epsilon + sqrt(v + 1e-10))
+
+The multiplier 1 + epsilon turns the update into plain momentum if epsilon is
+large; without the multiplier, the update would vanish.
+
+After each step, an LSTM receives statistics of the tensor. It moves the logs of
+learning_rate, 1 - b1, 1 - b2 and epsilon a little.
 
 Reference:
   Metz et al., https://github.com/google/learned_optimization (NNAdam).
@@ -20,10 +27,10 @@ import optax
 from learned_opt import base
 from learned_opt.update import lstm
 from learned_opt.update import per_parameter
-from learned_opt.update import placement
+from learned_opt.update import sharding
 
-# In the order of the LSTM's outputs. Hyperparameters are kept as a tenth of
-# the log of themselves, or for decays of 1 - decay, within these limits.
+# In the order of the LSTM's outputs. Stored is log(x) / LOG_UNIT, within
+# LIMITS, where x is the hyperparameter; for decays, x is 1 - decay.
 NAMES = ("learning_rate", "b1", "b2", "epsilon")
 LOG_UNIT = 10.0
 LIMITS = np.array([
@@ -48,7 +55,7 @@ class State(NamedTuple):
     step: number of steps taken, int32 scalar.
     groups: moments, see `learned_opt.update.per_parameter`.
     hyperparameters: of each parameter, see NAMES, [n, 4].
-    lstm: n rows.
+    lstm: state of the LSTM, n rows.
   """
 
   step: jax.Array
@@ -60,13 +67,15 @@ class State(NamedTuple):
 def make(lstm_hidden: int = 32, output_scale: float = 0.01,
          learning_rate: float = 1e-4, b1: float = 0.9, b2: float = 0.999,
          epsilon: float = 1e-8) -> base.LearnedOptimizer:
-  """The optimizer; with the defaults theta has 6856 numbers.
+  """Return the optimizer; with the defaults, theta has 6856 numbers.
+
+  learning_rate, b1, b2 and epsilon are initial values of theta. theta has the
+  values that all parameters start with.
 
   Args:
     lstm_hidden: size of the LSTM.
-    output_scale: factor on what the LSTM adds to hyperparameters.
-    learning_rate: what theta says at the start of meta-training that all
-      parameters start with; so do the others.
+    output_scale: multiplies the LSTM's changes of hyperparameters.
+    learning_rate: multiplies the update.
     b1: decay of the momentum.
     b2: decay of the second moment.
     epsilon: added to the root of the second moment.
@@ -99,7 +108,7 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
       rows = len(_filled(params))
       first = lambda: jnp.tile(
           jnp.stack([theta[name] for name in NAMES]), (rows, 1))
-      step, hyperparameters, cells = placement.whole(lambda: (
+      step, hyperparameters, cells = sharding.whole(lambda: (
           jnp.zeros([], jnp.int32), first(),
           lstm.start(theta["initial"], rows)), params)
       groups = per_parameter.init_groups(_init_one, params)
@@ -113,6 +122,7 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
       updates, groups = per_parameter.update_groups(
           _step_one, grads, params, state.groups, state.step,
           state.hyperparameters)
+      # The hyperparameters that the LSTM moves now serve the next step.
       features = _features(params, grads, groups, state.hyperparameters)
       rows = lstm.step(theta["lstm"], features, state.lstm)
       moved = state.hyperparameters + output_scale * lstm.dense(
@@ -127,6 +137,7 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
 
 
 def _filled(params) -> list:
+  """Return the parameters with elements."""
   return [x for x in jax.tree.leaves(params) if x.size]
 
 
@@ -139,13 +150,13 @@ def _init_one(shape) -> Moments:
 
 
 def _step_one(grad, param, state, step, hyperparameters):
-  """Adam's step for one parameter, without correction of biases."""
+  """Return (Adam's update, new moments); formulas in the module docstring."""
   del param, step
   grad = _clip(grad)
-  rate, rest1, rest2, epsilon = jnp.exp(LOG_UNIT * jnp.clip(
+  rate, one_minus_b1, one_minus_b2, epsilon = jnp.exp(LOG_UNIT * jnp.clip(
       hyperparameters, LIMITS[0], LIMITS[1]))
-  momentum = (1 - rest1) * state.momentum + rest1 * grad
-  second = (1 - rest2) * state.second + rest2 * jnp.square(grad)
+  momentum = (1 - one_minus_b1) * state.momentum + one_minus_b1 * grad
+  second = (1 - one_minus_b2) * state.second + one_minus_b2 * jnp.square(grad)
   change = -rate * (1 + epsilon) / (
       epsilon + jnp.sqrt(second + EPSILON)) * momentum
   return change, Moments(momentum, second)
@@ -156,27 +167,28 @@ def _log_size(x):
 
 
 def _statistics(param, grad, moments):
-  """Means and variances of one parameter: {name: scalar}."""
+  """Return means and variances of one parameter: {name: scalar}."""
   grad = _clip(grad)
-  found = {"mean_gabs_mag": _log_size(jnp.mean(jnp.abs(grad)))}
+  statistics = {"mean_gabs_mag": _log_size(jnp.mean(jnp.abs(grad)))}
   for name, x in (("p", param), ("g", grad), ("m", moments.momentum),
                   ("rms", moments.second)):
     mean = jnp.mean(x)
-    found[f"mean_{name}_mag"] = _log_size(mean)
-    found[f"mean_{name}_sign"] = jnp.sign(mean)
-    found[f"var_{name}"] = _log_size(jnp.mean(jnp.square(x - mean)))
+    statistics[f"mean_{name}_mag"] = _log_size(mean)
+    statistics[f"mean_{name}_sign"] = jnp.sign(mean)
+    statistics[f"var_{name}"] = _log_size(jnp.mean(jnp.square(x - mean)))
   # The published names, since features come in alphabetical order.
-  found["mean_rms"] = found.pop("mean_rms_mag")
-  found["mean_sign"] = found.pop("mean_rms_sign")
-  return found
+  statistics["mean_rms"] = statistics.pop("mean_rms_mag")
+  statistics["mean_sign"] = statistics.pop("mean_rms_sign")
+  return statistics
 
 
 def _features(params, grads, groups, hyperparameters):
-  """What the LSTM reads, [n, 19]."""
-  found = per_parameter.measure(_statistics, (params, grads), groups)
+  """Return the input of the LSTM, [n, 19]."""
+  features = per_parameter.measure(_statistics, (params, grads), groups)
   rank = np.array([x.ndim for x in _filled(params)])
-  found["is_scalar"] = np.where(rank == 0, 1, -1)
-  found["is_bias"] = np.where(rank == 1, 1, -1)
+  features["is_scalar"] = np.where(rank == 0, 1, -1)
+  features["is_bias"] = np.where(rank == 1, 1, -1)
   for i, name in enumerate(("lr", "beta1", "beta2", "epsilon")):
-    found[name] = 0.2 * jnp.clip(hyperparameters[:, i], -5, 5)
-  return jnp.stack([jnp.float32(found[name]) for name in sorted(found)], 1)
+    features[name] = 0.2 * jnp.clip(hyperparameters[:, i], -5, 5)
+  return jnp.stack(
+      [jnp.float32(features[name]) for name in sorted(features)], 1)

@@ -1,13 +1,22 @@
-"""VeLO: an LSTM for each parameter tensor decides how the tensor is updated.
+"""VeLO: an LSTM for each parameter tensor controls the MLP that updates it.
 
-The LSTM reads the loss so far, the part of the training that is done and
-statistics of the tensor; what it writes is a learning rate and how to mix a
-bank of small MLPs into the one that updates each element. Tensors hear of each
-other through one maximum.
+At step t of T, for each tensor p with state h of its LSTM:
 
-muVeLO is this with `interpolation=1.0, param_scale=False` under the
-parametrization "mup": the RMS of a tensor depends on width, and is about zero
-in a readout that starts there.
+  x = [tanh(10 (t / T - milestones)), loss features, statistics of p]
+  h = LSTM(A x + max over tensors of relu(B x), h)
+  rate = c h
+  weights = interpolation / bank * sum over i of (D h)_i bank_i
+  direction, magnitude = MLP(features of one element; weights)
+  update = -step_mult * rate * rms(p) * direction * exp(exp_mult * magnitude)
+
+A, B, c and D are dense layers in theta; their biases are left out here. The
+LSTM thus outputs a learning rate and mixing weights over a bank of small MLPs.
+Tensors exchange information through one max-pool. rms(p) is left out without
+param_scale.
+
+muVeLO is this optimizer with `interpolation=1.0, param_scale=False` under the
+parametrization "mup". rms(p) depends on width, and it is about zero in a
+readout that starts at zero.
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2211.09760 (VeLO, HyperV2).
@@ -27,7 +36,7 @@ from learned_opt.update import loss_features
 from learned_opt.update import lstm
 from learned_opt.update import mlp
 from learned_opt.update import per_parameter
-from learned_opt.update import placement
+from learned_opt.update import sharding
 from learned_opt.update import velo_features
 
 SECOND_DECAY = 0.999
@@ -45,7 +54,7 @@ class State(NamedTuple):
   Attributes:
     step: number of steps taken, int32 scalar.
     groups: statistics of gradients, see `learned_opt.update.per_parameter`.
-    lstm: its state, n rows.
+    lstm: state of the LSTM, n rows.
     loss: averages of the loss.
   """
 
@@ -59,7 +68,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
          step_mult: float = 0.001, exp_mult: float = 0.001,
          interpolation: float = 100.0, param_scale: bool = True,
          lowering: str | None = None) -> base.LearnedOptimizer:
-  """The optimizer; with the defaults theta has 2,320,385 numbers.
+  """Return the optimizer; with the defaults, theta has 2,320,385 numbers.
 
   `update` needs the loss: `update(grads, state, params, value=loss)`.
 
@@ -67,16 +76,16 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
     lstm_hidden: size of the LSTM.
     bank: number of MLPs that are mixed.
     hidden: width of both hidden layers of an MLP.
-    step_mult: factor on the update.
-    exp_mult: factor on the magnitude output before exponentiation.
-    interpolation: factor on the mixed weights.
+    step_mult: multiplies the update.
+    exp_mult: multiplies the magnitude output before exponentiation.
+    interpolation: multiplies the mixed weights.
     param_scale: multiply updates by the RMS of their tensor.
     lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
-    ValueError: a size is not a positive integer, a factor is not a positive
-      number, or the lowering is unknown. `opt_fn` raises it without num_steps,
-      and `update` without value.
+    ValueError: a size is not a positive integer, a multiplier is not a positive
+      number, or the lowering is unknown. `opt_fn` raises ValueError without
+      num_steps, and `update` without value.
   """
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, interpolation=interpolation)
@@ -100,7 +109,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
     def init(params):
       rows = sum(x.size > 0 for x in jax.tree.leaves(params))
-      step, cells, loss = placement.whole(lambda: (
+      step, cells, loss = sharding.whole(lambda: (
           jnp.zeros([], jnp.int32), lstm.start(theta["initial"], rows),
           loss_features.init()), params)
       groups = per_parameter.init_groups(accumulators.init, params)
@@ -114,15 +123,16 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
       loss, progress = loss_features.update(
           state.loss, value, state.step, num_steps)
       done = state.step.astype(jnp.float32) / num_steps
-      time = jnp.tanh(10 * (done - MILESTONES))
+      time = jnp.tanh(10 * (done - MILESTONES))  # [9]
       rows, context = state.lstm, None
       if state.groups:
         tensors = per_parameter.measure(
             _statistics, (params,), state.groups)
         rows = _lstm_step(theta, jnp.concatenate([time, progress]), tensors,
                           state.lstm)
-        mixed = _mix(theta, rows.hidden, interpolation / bank)
-        rate = lstm.dense(theta["step_size"], rows.hidden)[:, 0]
+        # One MLP and one learning rate for each of n parameters.
+        mixed = _mix(theta, rows.hidden, interpolation / bank)  # [n, ...]
+        rate = lstm.dense(theta["step_size"], rows.hidden)[:, 0]  # [n]
         context = mixed, rate
       updates, groups = per_parameter.update_groups(
           step_one, grads, params, state.groups, state.step, context)
@@ -136,7 +146,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
 
 def _init(key, lstm_hidden, bank, hidden):
-  """Random weights; the state of the LSTM starts at zero."""
+  """Return a random theta; the state of the LSTM starts at zero."""
   keys = iter(jax.random.split(key, 9))
   dense = lambda inputs, outputs: lstm.init_dense(next(keys), inputs, outputs)
   sizes = (velo_features.NUM_FEATURES, hidden, hidden, NUM_OUTPUTS)
@@ -144,7 +154,7 @@ def _init(key, lstm_hidden, bank, hidden):
   for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
     mlps[f"w{i}"] = lstm.weights(next(keys), (bank, inputs, outputs), inputs)
     mlps[f"b{i}"] = jnp.zeros((bank, outputs), jnp.float32)
-  # What the published network computes in "unused" goes nowhere.
+  # The published network has the layer "unused" and ignores its output.
   mixing = {name: dense(NUM_TENSOR_FEATURES, lstm_hidden)
             for name in ("unused", "shared", "own")}
   return {
@@ -156,18 +166,20 @@ def _init(key, lstm_hidden, bank, hidden):
 
 
 def _check_num_steps(num_steps):
+  """Raise ValueError unless num_steps is at least 1 (or traced)."""
   if num_steps is None:
     raise ValueError(
-        "velo plans for a number of steps and got none: give num_steps, as in "
+        "velo needs the number of steps and got None: give num_steps, as in "
         "mulo.load(..., num_steps=10_000) or opt_fn(theta, num_steps=10_000).")
   if isinstance(num_steps, (int, float)) and num_steps < 1:
     raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
 
 
 def _check_value(value):
+  """Raise ValueError unless value is a scalar."""
   if value is None:
     raise ValueError(
-        "velo reads the loss and got none: call "
+        "velo needs the loss and got value=None: call "
         "update(grads, state, params, value=loss).")
   if jnp.shape(value):
     raise ValueError(
@@ -179,13 +191,13 @@ def _log_size(x):
 
 
 def _statistics(param, acc):
-  """What the LSTM reads of one tensor, before its step: [12]."""
+  """Return statistics of one tensor before its step, for the LSTM: [12]."""
   axes = tuple(range(1, acc.momentum.ndim))
   scale = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.mean(jnp.square(param))))
   momentum, second = acc.momentum * scale, acc.second * scale
   center = jnp.mean(momentum, axes, keepdims=True)
-  # That the second moment is compared with the mean of the momentum is how
-  # VeLO was meta-trained.
+  # VeLO was meta-trained with both spreads around the mean of the momentum,
+  # even the spread of the second moment.
   spread = lambda x: jnp.mean(jnp.square(x - center), axes)
   rank = sum(n > 1 for n in param.shape)
   return jnp.concatenate([
@@ -195,18 +207,26 @@ def _statistics(param, acc):
 
 
 def _lstm_step(theta, shared, tensors, state):
-  """One step for n tensors: shared features [18], their own [n, 12]."""
+  """Return the LSTM's state after one step for n tensors.
+
+  Args:
+    theta: of the optimizer.
+    shared: features of time and loss, [18].
+    tensors: statistics of each tensor, [n, 12].
+    state: of the LSTM, n rows.
+  """
   n = len(tensors)
   x = jnp.concatenate([jnp.broadcast_to(shared, (n, len(shared))), tensors], 1)
   mixing = theta["mixing"]
-  heard = jnp.max(jax.nn.relu(lstm.dense(mixing["shared"], x)), 0)
-  x = lstm.dense(mixing["own"], x) + heard[None]
+  pooled = jnp.max(jax.nn.relu(lstm.dense(mixing["shared"], x)), 0)
+  x = lstm.dense(mixing["own"], x) + pooled[None]
   return lstm.step(theta["lstm"], x, state)
 
 
-def _mix(theta, hidden, factor):
-  """Weights of an MLP for each of n rows of hidden states, [n, ...]."""
-  controls = lstm.dense(theta["controls"], hidden) * factor
+def _mix(theta, hidden, multiplier):
+  """Return weights of an MLP for each of n rows of hidden states, [n, ...]."""
+  controls = lstm.dense(theta["controls"], hidden) * multiplier
   mixed = {name: jnp.tensordot(controls, x, 1, precision="highest")
            for name, x in theta["bank"].items()}
+  # The third output is not used.
   return mixed | {name: mixed[name][..., :2] for name in ("w2", "b2")}

@@ -1,1 +1,1 @@
-"""What a parameter is, and how it scales with width and depth."""
+"""Roles of parameters, and how parameters scale with width and depth."""

@@ -1,1 +1,1 @@
-"""How an update is computed from gradients and theta."""
+"""Compute updates from gradients and theta."""

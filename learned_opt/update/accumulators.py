@@ -1,16 +1,22 @@
 """Running statistics of one parameter's gradients.
 
-All statistics are computed in float32 and have their decays on the leading
-axis, so that the axes of the parameter stay where they are and nothing is
-interleaved. Momentum and second moment, nearly all of the memory, may be kept
-in bfloat16. They are then rounded at random, up or down: a decay of 0.999 moves
-a statistic by less than half the distance between two bfloat16 numbers, so
-rounding to the nearest one would stop it from moving at all.
+Statistics are computed in float32. Decays are on the leading axis, so the axes
+of the parameter keep their order and nothing is interleaved.
 
-Shapes, for a parameter of shape S and k decays: momentum [k, *S]; second
-moment [*S]; row factor [k, *S with the largest axis set to 1]; column factor
-[k, *S with the second largest axis set to 1]. A parameter of at most one axis
-is not factored: its row factor is [k, *S], and it has no column factor.
+Momentum and second moment take nearly all of the memory and may be kept in
+bfloat16. They are then rounded at random, up or down. A decay of 0.999 moves a
+statistic by less than half the distance between two bfloat16 numbers. Rounding
+to the nearest number would stop the statistic from moving at all.
+
+Shapes, for a parameter of shape S and k decays:
+
+* momentum: [k, *S];
+* second moment: [*S];
+* row factor: [k, *S with the largest axis set to 1];
+* column factor: [k, *S with the second largest axis set to 1].
+
+A parameter of at most one axis is not factored: its row factor is [k, *S] and
+its column factor is None.
 """
 
 from typing import NamedTuple
@@ -40,17 +46,17 @@ class Decays(NamedTuple):
 
 
 def check_dtype(dtype: str) -> None:
-  """Raises ValueError unless `dtype` is one of DTYPES."""
+  """Raise ValueError unless `dtype` is in DTYPES."""
   if dtype not in DTYPES:
     raise ValueError(f"Unknown accumulator_dtype {dtype!r}; available: "
                      f"{', '.join(DTYPES)}.")
 
 
 def factored_axes(shape: tuple) -> tuple[int, int] | None:
-  """Axes (second largest, largest) of a shape; None below two axes.
+  """Return the axes (second largest, largest); None below two axes.
 
   The row factor averages over the largest axis, the column factor over the
-  second largest. Among equal sizes the later axis counts as the larger.
+  second largest. Among axes of equal size, the later axis counts as larger.
   """
   if len(shape) < 2:
     return None
@@ -60,11 +66,11 @@ def factored_axes(shape: tuple) -> tuple[int, int] | None:
 
 def init(shape: tuple, dtype: str = "float32", num_decays: int = 3
          ) -> Accumulators:
-  """Zero statistics for a parameter of the given shape (at least one axis).
+  """Return zero statistics of a parameter of the given shape.
 
   Args:
-    shape: S.
-    dtype: of momentum and second moment, one of DTYPES.
+    shape: S, of at least one axis.
+    dtype: of momentum and second moment, in DTYPES.
     num_decays: k.
   """
   zeros = lambda s: jnp.zeros((num_decays, *s), jnp.float32)
@@ -80,14 +86,15 @@ def init(shape: tuple, dtype: str = "float32", num_decays: int = 3
 
 
 def along(values: jax.Array, ndim: int) -> jax.Array:
-  """Shapes a vector [k] to [k, 1, ...] with `ndim` trailing axes."""
+  """Reshape a vector [k] to [k, 1, ...] with `ndim` trailing axes."""
   return values.reshape(values.shape + (1,) * ndim)
 
 
 def _round(x: jax.Array, dtype: jnp.dtype, step: jax.Array) -> jax.Array:
-  """float32 to `dtype`; to bfloat16 at random, in proportion to nearness.
+  """Convert float32 to `dtype`, to bfloat16 by stochastic rounding.
 
-  What is random is a hash of the number itself and the step, so equal runs
+  Between neighbors a and b in bfloat16, x becomes b with probability
+  (x - a) / (b - a). The random bits are a hash of x and the step, so equal runs
   round equally.
   """
   if dtype != jnp.bfloat16:
@@ -97,46 +104,61 @@ def _round(x: jax.Array, dtype: jnp.dtype, step: jax.Array) -> jax.Array:
   noise = (bits ^ (step.astype(jnp.uint32) * jnp.uint32(2246822519))
            ) * jnp.uint32(2654435761)
   noise = (noise ^ (noise >> 15)) * jnp.uint32(3266489917)
-  # The lower half of the bits is what bfloat16 lacks.
+  # bfloat16 lacks the lower 16 bits. Adding 16 random bits carries into the
+  # upper half with a probability in proportion to the lower half.
   rounded = (bits + (noise >> 16)) & jnp.uint32(0xFFFF0000)
+  # The bits of infinity and NaN must not be carried into.
   rounded = jnp.where(jnp.isfinite(x), rounded, bits)
   return jax.lax.bitcast_convert_type(rounded, jnp.float32).astype(dtype)
+
+
+def _averages(old, new, decay, rescale):
+  """Return moving averages [k, ...] that include `new`.
+
+  averages = decay * rescale * old + (1 - decay) * new
+
+  Args:
+    old: [k, ...].
+    new: [...], the same for every decay.
+    decay: [k].
+    rescale: see `update`; its square for squares.
+  """
+  wide = lambda x: along(x, new.ndim)
+  return wide(decay * rescale) * old + wide(1 - decay) * new[None]
 
 
 def update(acc: Accumulators, grad: jax.Array, decays: Decays,
            step: jax.Array, floor: float = 0.0,
            rescale: jax.Array | float = 1.0) -> Accumulators:
-  """One step of every exponential moving average.
+  """Return statistics after one more gradient.
 
   Args:
     acc: statistics before the step.
     grad: gradient, float32, shape S.
     decays: see `Decays`.
-    step: number of steps taken before this one, int32 scalar.
+    step: number of steps taken before this step, int32 scalar.
     floor: added to the squared gradient that the factors average.
-    rescale: the unit of the past gradients over that of `grad`, for callers
-      that measure gradients in a unit that changes.
+    rescale: unit of the past gradients / unit of `grad`, for callers that
+      measure gradients in a unit that changes.
 
   Returns:
     Statistics that include `grad`, in the dtypes of `acc`.
   """
-  wide = lambda decay: along(decay, grad.ndim)
-  # One decay per leading index; the new value is the same for each.
-  emas = lambda old, new, decay, unit: (
-      wide(decay * unit) * old + wide(1 - decay) * new[None])
   mean = lambda x, axis: jnp.mean(jnp.square(x), axis, keepdims=True)
   axes = factored_axes(grad.shape)
+  # The squared gradient is needed three times and written in three forms:
+  # XLA would merge equal forms and keep an array of squares in memory.
   if axes is None:
     row_mean, column = jnp.square(grad), None
   else:
     column_axis, row_axis = axes
-    # |g| in another form: XLA would keep squares in memory for both means.
-    row_mean = mean(jnp.maximum(grad, -grad), row_axis)
-    column = emas(acc.column, mean(grad, column_axis) + floor,
-                  decays.factored, rescale**2)
-  row = emas(acc.row, row_mean + floor, decays.factored, rescale**2)
-  momentum = emas(acc.momentum.astype(jnp.float32), grad, decays.momentum,
-                  rescale)
+    row_mean = mean(jnp.maximum(grad, -grad), row_axis)  # |g|**2
+    column = _averages(acc.column, mean(grad, column_axis) + floor,
+                       decays.factored, rescale**2)
+  row = _averages(acc.row, row_mean + floor, decays.factored, rescale**2)
+  momentum = _averages(acc.momentum.astype(jnp.float32), grad, decays.momentum,
+                       rescale)
+  # (1 - decay) * g * g from left to right, so g * g does not appear.
   second = (decays.second * rescale**2 * acc.second.astype(jnp.float32) +
             (1 - decays.second) * grad * grad)
   return Accumulators(

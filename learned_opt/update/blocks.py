@@ -1,11 +1,12 @@
 """Functions of every element of a parameter, computed block by block.
 
-Whole-size intermediate arrays would cost memory, and the time to move them:
-what a block of some thousand elements needs stays in the cache instead.
+Intermediate arrays of the parameter's size would cost memory, and time to move
+them. Intermediate arrays of a block of some thousand elements stay in the
+cache.
 
 Inputs are trees of arrays [..., *S], where S is the parameter's shape with any
-axis replaced by 1; leading axes are the caller's own. A function of a block
-gets the same tree with blocks in place of S.
+axis replaced by 1. Leading axes have any meaning. A function of a block
+receives the same tree with the shape of the block in place of S.
 """
 
 import math
@@ -15,55 +16,66 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
-from learned_opt.update import placement
+from learned_opt.update import sharding
 
 CPU_SIZE = 3 * 2**12  # elements; 32 activations of each about fit the cache
 ACCELERATOR_SIZE = 2**20  # so large that starting kernels costs little
 
 
 def default_size() -> int:
-  """Elements per block on the default backend; no limit on a mesh.
+  """Return the elements per block on the default backend; no limit on a mesh.
 
-  Blocks of a parameter that is split over devices would be moved between them.
+  Blocks of a parameter that is split over devices would be moved between
+  devices.
   """
-  if placement.on_mesh():
+  if sharding.on_mesh():
     return sys.maxsize
   return CPU_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SIZE
 
 
 def block_shape(shape: tuple, size: int) -> tuple:
-  """Shape of blocks of at most `size` elements.
+  """Return the shape of blocks of at most `size` elements.
 
-  The last axes whole, one axis cut in nearly equal parts, the axes before it
-  one by one, so that a block is one piece of memory. A part that does not
-  divide the axis makes the last block overlap the one before.
+  A block is one piece of memory: the last axes are whole, one axis is cut into
+  nearly equal pieces, and the axes before it have size 1. For example, (3, 3,
+  4, 8) with size 40 gives (1, 1, 4, 8). If the pieces do not divide the axis,
+  the last block overlaps the block before.
   """
   block = list(shape)
   for axis, n in enumerate(shape):
     if math.prod(block) <= size:
       break
     most = max(1, size // math.prod(shape[axis + 1:]))
+    # ceil(n / most) pieces, each of ceil(n / pieces) elements.
     block[axis] = -(-n // -(-n // most))
   return tuple(block)
 
 
 def _loop(body: Callable, inputs: Any, shape: tuple, block: tuple, carry: Any):
-  """Folds `body(carry, block of inputs, start, excess)` over the blocks.
+  """Fold `body(carry, block of inputs, start, excess)` over the blocks.
 
-  `start` are the indices of the block's first element; `excess`, along each
-  axis, is how far the block reaches back into the one before.
+  Args:
+    body: returns the next carry. `start` is the index of the block's first
+      element [one number per axis]. `excess` is how far the block reaches back
+      into the block before, along each axis.
+    inputs: see the module docstring.
+    shape: S.
+    block: shape of a block.
+    carry: the first carry.
   """
   counts = tuple(-(-n // b) for n, b in zip(shape, block))
 
   def step(i, carry):
     first = [index * b for index, b in zip(jnp.unravel_index(i, counts), block)]
+    # All blocks have one shape, so the last block is moved back to fit into S.
     start = [jnp.minimum(f, n - b) for f, n, b in zip(first, shape, block)]
 
     def take(x):
-      own = x.ndim - len(shape)
-      starts: list = [0] * own
-      sizes = list(x.shape[:own])
-      for axis, n in enumerate(x.shape[own:]):
+      leading = x.ndim - len(shape)
+      starts: list = [0] * leading
+      sizes = list(x.shape[:leading])
+      for axis, n in enumerate(x.shape[leading:]):
+        # Axes of size 1 broadcast: every block gets all of them.
         starts.append(start[axis] if n > 1 else 0)
         sizes.append(block[axis] if n > 1 else 1)
       return jax.lax.dynamic_slice(x, starts, sizes)
@@ -76,21 +88,23 @@ def _loop(body: Callable, inputs: Any, shape: tuple, block: tuple, carry: Any):
 
 def elementwise(fn: Callable[[Any], jax.Array], inputs: Any, shape: tuple,
                 size: int) -> jax.Array:
-  """`fn` of every element: [*S], float32.
+  """Return `fn` of every element: [*S], float32.
 
   Args:
     fn: `block of inputs -> [*block]`, float32.
     inputs: see the module docstring; at least one array.
     shape: S, of at least one axis.
-    size: most elements in a block.
+    size: maximum of elements in a block.
   """
   block = block_shape(shape, size)
   if block == shape:
     return fn(inputs)
+  # Blocks that overlap write equal values twice.
   write = lambda out, x, start, excess: jax.lax.dynamic_update_slice(
       out, fn(x), start)
-  # All is overwritten. Zeros would do, but would take memory from the start of
-  # the program, not only from when the last inputs are known.
+  # Every element is overwritten, so zeros would do, too. But XLA would allocate
+  # zeros at the start of the program, and an array made from the last input
+  # only when that input is known.
   last = jax.tree.leaves(inputs)[-1].astype(jnp.float32)
   anything = jnp.broadcast_to(last[(0,) * last.ndim], shape)
   return _loop(write, inputs, shape, block, anything)
@@ -98,13 +112,13 @@ def elementwise(fn: Callable[[Any], jax.Array], inputs: Any, shape: tuple,
 
 def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
                  size: int) -> jax.Array:
-  """Mean squares over all elements of functions: [sum of n], float32.
+  """Return mean squares of functions over all elements: [sum of n], float32.
 
   Args:
-    fn: `block of inputs -> arrays [n, *block]`, float32.
+    fn: `block of inputs -> arrays [n, *block]`, float32; n may differ.
     inputs: see the module docstring.
     shape: S, of at least one axis.
-    size: most elements in a block.
+    size: maximum of elements in a block.
   """
   block = block_shape(shape, size)
   count = math.prod(shape)
@@ -117,6 +131,7 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
   def add(carry, x, start, excess):
     del start
     values = list(fn(x))
+    # Elements in two blocks count once: the second block sets them to zero.
     for axis, (n, b) in enumerate(zip(shape, block)):
       if n % b:
         values = [jnp.where(jax.lax.broadcasted_iota(
@@ -130,16 +145,17 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
 
 @jax.custom_jvp
 def materialize(x: jax.Array, count: jax.Array) -> jax.Array:
-  """x, computed once and kept in memory.
+  """Return x, computed once and kept in memory.
 
-  On a CPU, XLA computes what is elementwise again for each of its uses, however
-  costly, and drops `optimization_barrier`. What a loop carries is in memory,
-  also if the loop is never entered.
+  On a CPU, XLA computes elementwise functions again for each use, however
+  costly they are, and drops `optimization_barrier`. The carry of a loop is in
+  memory, even if the loop is never entered.
 
   Args:
     x: an array.
-    count: an integer that is not negative, which the compiler must not know.
+    count: a nonnegative integer whose value the compiler must not know.
   """
+  # Never entered. Its body changes x, so that XLA cannot remove the loop.
   return jax.lax.while_loop(
       lambda carry: carry[0] < 0, lambda carry: (carry[0] + 1, -carry[1]),
       (count, x))[1]
@@ -147,4 +163,5 @@ def materialize(x: jax.Array, count: jax.Array) -> jax.Array:
 
 @materialize.defjvp
 def _materialize_jvp(primals, tangents):
+  # JAX has no reverse mode of while loops; the derivative is the identity.
   return materialize(*primals), tangents[0]

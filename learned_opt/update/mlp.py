@@ -1,19 +1,24 @@
 """The hot kernel: one small MLP applied to every element of a parameter.
 
-Contract: `apply(theta, features, output)` returns, in the parameter's shape,
-`output(direction, magnitude)`, where the two are the outputs of
-`features -> hidden -> hidden -> 2` (ReLU, linear output) for each element. The
-normalisers are folded into the first weights, tensor features into the first
-bias, row and column features into biases that broadcast; all of that is exact
-up to rounding.
+`apply` returns, in the parameter's shape, `output(direction, magnitude)` of
+each element. Direction and magnitude are the outputs of the MLP
+`features -> hidden -> hidden -> 2` (ReLU, linear output).
+
+Three rewrites of the first layer save work per element. They are exact up to
+rounding:
+
+* normalizers are folded into the first weights;
+* tensor features are folded into the first bias;
+* row and column features become biases that broadcast.
 
 Lowerings:
   "unrolled": the products are written out one by one, so that XLA fuses
     features, MLP and output into one loop over the elements. For at most
-    UNROLL_HIDDEN hidden units: beyond that, LLVM's code generator was seen to
-    run out of memory, or to stop using vector instructions, for some shapes.
+    UNROLL_HIDDEN hidden units: with more, LLVM's code generator ran out of
+    memory or stopped using vector instructions for some shapes.
   "blocked": matrix products over a leading feature axis, block by block.
-  "pallas": kernels for GPUs, `learned_opt.update.pallas_mlp`; only if asked for.
+  "pallas": kernels for GPUs, see `learned_opt.update.pallas_mlp`; used only on
+    request.
 """
 
 import math
@@ -32,11 +37,11 @@ UNROLL_HIDDEN = 8
 
 def check_settings(hidden: int, least: int, lowering: str | None = None,
                    **multipliers: float) -> None:
-  """Raises ValueError if a setting of a per-parameter MLP makes no sense.
+  """Raise ValueError if a setting of a per-parameter MLP makes no sense.
 
   Args:
     hidden: number of hidden units.
-    least: the smallest `hidden` that is allowed.
+    least: minimum of `hidden`.
     lowering: one of LOWERINGS or None.
     **multipliers: must be positive, finite numbers.
   """
@@ -49,10 +54,10 @@ def check_settings(hidden: int, least: int, lowering: str | None = None,
 
 
 def init(key: jax.Array, num_features: int, hidden: int) -> dict:
-  """Random weights.
+  """Return random weights and zero biases.
 
-  Truncated normal on two standard deviations, std 1/sqrt(inputs) before
-  truncation; zero biases.
+  Weights are normal numbers truncated at two standard deviations. The standard
+  deviation before truncation is 1/sqrt(fan_in).
 
   Returns:
     w0 [num_features, hidden], b0 [hidden], w1 [hidden, hidden], b1 [hidden],
@@ -71,42 +76,43 @@ def init(key: jax.Array, num_features: int, hidden: int) -> dict:
 def apply(theta: dict, features: features_lib.Features, shape: tuple,
           output: Callable[[jax.Array, jax.Array], jax.Array],
           lowering: str | None = None) -> jax.Array:
-  """`output(direction, magnitude)` of each element.
+  """Return `output(direction, magnitude)` of each element.
 
   Args:
     theta: weights as `init` returns them.
     features: see `learned_opt.update.features`.
     shape: S, the parameter's shape, of at least one axis.
     output: elementwise function of direction and magnitude, float32.
-    lowering: one of LOWERINGS, or None to choose by the number of hidden
-      units and the size of the parameter.
+    lowering: one of LOWERINGS, or None to choose by the number of hidden units.
 
   Returns:
-    [*S], float32. To differentiate it, everything is computed again from
-    theta and features: what is in between is hundreds of numbers per element.
+    [*S], float32.
   """
   def update(theta, inputs, row, column):
     return _apply(theta, features._replace(
         inputs=inputs, row=row, column=column), shape, output, lowering)
 
+  # The backward pass computes the MLP again from theta and features: keeping
+  # its activations would take hundreds of numbers per element.
   return jax.checkpoint(update)(
       theta, features.inputs, features.row, features.column)
 
 
 def _apply(theta, features, shape, output, lowering):
-  """`apply`, with its arguments."""
+  """Return the result of `apply`, without its checkpoint."""
   if lowering is None:
     lowering = "unrolled" if len(theta["b0"]) <= UNROLL_HIDDEN else "blocked"
   size = blocks.default_size()
   if lowering == "pallas":
-    # Here, since it is not on every platform that Pallas can be imported.
+    # Imported here, because Pallas cannot be imported on every platform.
     from learned_opt.update import pallas_mlp
     squares = pallas_mlp.mean_squares(features, shape)
   else:
     squares = blocks.mean_squares(
         _statistics(features, shape, size), features.inputs, shape, size)
-  # Weights that XLA cannot take for constants: else it would expand each to the
-  # parameter's shape ahead of a loop, and LLVM would optimize for their values.
+  # Mean squares are never negative, so this changes no weight, but XLA no
+  # longer sees constants. XLA would expand each constant to the parameter's
+  # shape ahead of a loop, and LLVM would optimize for the values.
   theta = jax.tree.map(lambda w: jnp.where(squares[0] < 0, 0, w), theta)
   weights, limits, biases, wide = _fold(theta, features, squares, lowering)
   layers = [(weights, biases), *[(theta[f"w{i}"], theta[f"b{i}"])
@@ -122,8 +128,8 @@ def _apply(theta, features, shape, output, lowering):
     x = features_lib.one_by_one(features, features_lib.split(inputs))
     if limits is not None:
       x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
-    whole = lambda more: jnp.broadcast_to(more, x[0].shape)
-    x = [*x, *[whole(more) for kind in wide.values() for more in kind]]
+    whole = lambda feature: jnp.broadcast_to(feature, x[0].shape)
+    x = [*x, *[whole(feature) for kind in wide.values() for feature in kind]]
     # [H, ...], or one array for each hidden unit.
     first = [sum(b) for b in zip(*biases)] if unrolled else sum(biases)
     x = layer(x, weights, first)
@@ -131,16 +137,18 @@ def _apply(theta, features, shape, output, lowering):
       x = layer(jax.tree.map(jax.nn.relu, x), w, b)
     return output(x[0], x[1])
 
+  # The unrolled lowering is one block: XLA fuses it into a single loop, so it
+  # has no intermediate arrays.
   return blocks.elementwise(
       kernel, (features.inputs, biases, wide), shape,
       math.prod(shape) if unrolled else size)
 
 
 def _statistics(features, shape, size):
-  """Element features as `blocks.mean_squares` wants them.
+  """Return the function of element features for `blocks.mean_squares`.
 
-  Arrays for all decays at once make smaller programs, which is what counts for
-  small parameters; separate arrays are faster in large ones.
+  Arrays for all decays at once make smaller programs, which matters for small
+  parameters. Separate arrays are faster in large parameters.
   """
   if math.prod(shape) <= size:
     return features.element
@@ -149,31 +157,33 @@ def _statistics(features, shape, size):
 
 
 def _fold(theta, features, squares, lowering):
-  """All that does not differ from element to element.
+  """Fold normalizers and features that broadcast into the first layer.
 
-  Row and column features become biases of the first layer. In the blocked
-  lowering only if the last axis is one along which they are constant: adding
-  what varies along it to a matrix of activations is slower than more columns
-  of the matrix product. In the Pallas kernel never.
+  Row and column features become biases of the first layer, with exceptions.
+  In the blocked lowering they do so only if they are constant along the last
+  axis. Otherwise they become more columns of the matrix product: adding a
+  bias that varies along the last axis to a matrix of activations is slower. In
+  the Pallas kernel they are never biases.
 
   Returns:
     (weights [n, H], limits [16 or 22] or None, list of biases [H, ...],
-    {name: [6, ...]}: features beyond those of the elements).
+    {name: [6, ...]}: features that follow the element features).
   """
-  w0, layout = theta["w0"], features.layout
+  w0, rows_of = theta["w0"], features.layout
   ndim = features.inputs["grad"].ndim - 1
   wide = lambda x: x.reshape(x.shape + (1,) * ndim)
   scale, limits = _normalize(features, squares)
-  weights = w0[layout.element]
+  weights = w0[rows_of.element]
   if features.row is None:
-    weights = jnp.concatenate([weights, w0[layout.row] + w0[layout.column]])
+    # Not factored: the same numbers are row features and column features.
+    weights = jnp.concatenate([weights, w0[rows_of.row] + w0[rows_of.column]])
   weights = [weights * scale[:, None]]
   biases = [wide(theta["b0"] + features.tensor(squares) @ w0[
-      sum(map(len, layout)):])]
-  more = {}
+      sum(map(len, rows_of)):])]
+  extra = {}
   for name, x, rows in (
-      ("row", features.row, layout.row),
-      ("column", features.column, layout.column)):
+      ("row", features.row, rows_of.row),
+      ("column", features.column, rows_of.column)):
     if x is None:
       continue
     scale, limit = _normalize(
@@ -183,21 +193,28 @@ def _fold(theta, features, squares, lowering):
     if lowering == "unrolled" or lowering == "blocked" and x.shape[-1] == 1:
       biases.append(jnp.tensordot((w0[rows] * scale[:, None]).T, x, 1))
     else:
-      more[f"{name} features"] = x
+      extra[f"{name} features"] = x
       weights.append(w0[rows] * scale[:, None])
-  return jnp.concatenate(weights), limits, biases, more
+  return jnp.concatenate(weights), limits, biases, extra
 
 
 def _normalize(features, squares):
-  """Factors on features of these mean squares, and limits (None: none)."""
+  """Return (multipliers of features, limits of features or None).
+
+  Args:
+    features: see `learned_opt.update.features`.
+    squares: mean squares of these features, [n].
+  """
   scale = features.normalizer(squares)
   if features.clip is None:
     return scale, None
-  return scale, features.clip * squares * scale  # clip * RMS
+  # The multipliers are folded into the weights, so features are clipped before
+  # they are normalized: at clip * RMS = clip * mean square / RMS.
+  return scale, features.clip * squares * scale
 
 
 def _unrolled(inputs, weights, biases):
-  """One scalar product at a time. [*S] per input -> [*S] per output."""
+  """Return a layer's outputs by scalar products: [*S] each -> [*S] each."""
   outputs = []
   for j in range(weights.shape[1]):
     total = biases[j]
@@ -208,6 +225,6 @@ def _unrolled(inputs, weights, biases):
 
 
 def _dense(inputs, weights, biases):
-  """Matrix product over the leading axis. [n, *S] -> [m, *S]."""
+  """Return a layer's outputs by a matrix product: [n, *S] -> [m, *S]."""
   x = jnp.tensordot(weights.T, jnp.stack(inputs), 1)
   return x + biases.reshape(biases.shape + (1,) * (x.ndim - biases.ndim))

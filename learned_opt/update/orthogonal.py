@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-SIDE = 16  # of matrices whose RMS does not change when all values are equal
+# Singular values end at ||x|| / sqrt(SIDE). A SIDE x SIDE matrix with equal
+# singular values then keeps its Frobenius norm.
+SIDE = 16
 MAX_ITERATIONS = 100  # far more than anyone needs; programs grow with them
 MAX_GRAM_ITERATIONS = 3
-BLOCK = 512  # longest side of a matrix that is treated as one
+BLOCK = 512  # longest side of a matrix that is treated as a whole
 
 
 def check_iterations(iterations: int) -> None:
-  """Raises ValueError unless it is a number of iterations."""
+  """Raise ValueError unless `iterations` is a number of iterations."""
   if isinstance(iterations, bool) or not isinstance(
       iterations, int) or not 0 <= iterations <= MAX_ITERATIONS:
     raise ValueError(
@@ -25,10 +27,13 @@ def check_iterations(iterations: int) -> None:
 
 
 def iterate(y: jax.Array, iterations: int) -> jax.Array:
-  """Newton-Schulz iterations of matrices [..., m, n], best with m <= n.
+  """Return y after Newton-Schulz iterations.
+
+  One iteration is y = a y + b (y y^T) y + c (y y^T)^2 y. Each singular value s
+  becomes a s + b s^3 + c s^5.
 
   Args:
-    y: float array; singular values of at most 1.
+    y: matrices [..., m, n], fastest if m <= n; singular values of at most 1.
     iterations: see `equalize`.
   """
   a, b, c = COEFFICIENTS
@@ -39,12 +44,14 @@ def iterate(y: jax.Array, iterations: int) -> jax.Array:
 
 
 def iterate_grams(y: jax.Array, iterations: int) -> jax.Array:
-  """`iterate` with 63 % of its products, for 3 iterations and n = 4 m.
+  """Return `iterate` with 63 % of the products, for 3 iterations and n = 4 m.
 
-  An iteration multiplies by a polynomial in y @ y.mT, so the product of these
-  can be found from m x m matrices alone. Equal but for rounding as long as
-  iterations are few: what rounding makes of eigenvalues that are zero grows
-  twelvefold with each, where `iterate` begins from y @ y.mT again.
+  One iteration multiplies y by a polynomial in gram = y y^T. The product of
+  these polynomials needs m x m matrices alone.
+
+  The result equals that of `iterate` up to rounding if iterations are few. The
+  rounding errors of zero eigenvalues grow twelvefold with each iteration,
+  while `iterate` computes y y^T anew each time.
 
   Args:
     y: as in `iterate`.
@@ -55,48 +62,51 @@ def iterate_grams(y: jax.Array, iterations: int) -> jax.Array:
   eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=y.dtype), gram.shape)
   product = step = a * eye + b * gram + c * gram @ gram
   for _ in range(iterations - 1):
-    gram = step @ gram @ step
+    gram = step @ gram @ step  # the Gram matrix of step @ y
     step = a * eye + b * gram + c * gram @ gram
     product = step @ product
   return product @ y
 
 
 def equalize(x: jax.Array, iterations: int) -> jax.Array:
-  """Brings the singular values of x to about ||x|| / 4, with ||.|| Frobenius.
+  """Bring the singular values of x to about ||x|| / 4 (||.||: Frobenius norm).
 
-  That is the spectral norm that grows with width as that of a matrix of rank
-  one with the entries of x does, which is what muP takes gradients for, so
-  multipliers of Adam-like updates keep their meaning.
+  The spectral norm then grows with width as that of a rank-one matrix with
+  entries of the size of x. muP takes gradients for such matrices, so
+  multipliers of Adam-like updates stay valid.
 
-  Where both sides are longer than BLOCK, blocks of the shorter side are
-  treated one by one, each with its own norm. The spectral norm is about
-  ||x|| / 4 then too where x has rank one, else less, and the cost of a number
-  is the same in matrices of all sizes.
+  If both sides are longer than BLOCK, blocks of the shorter side are treated
+  one by one, each with its own norm. The cost per element is then the same in
+  matrices of all sizes. The spectral norm is about ||x|| / 4 if x has rank one,
+  and smaller otherwise.
 
   Args:
-    x: float array of two or more axes; all but the last are one axis.
-    iterations: the more, the nearer small singular values come. The largest
-      amplification is 3.4 to this power, values end between 0.7 and 1.2 times
-      the aim.
+    x: float array of two or more axes; all but the last become one axis.
+    iterations: with more iterations, smaller singular values reach the target.
+      A singular value grows at most 3.4-fold per iteration. Singular values end
+      between 0.7 and 1.2 times the target.
 
   Returns:
-    Of the shape of x; zero where x is zero, and odd and homogeneous in x.
+    Array of the shape of x. It is zero if x is zero, and odd and homogeneous
+    in x.
   """
   matrix = x.reshape(-1, x.shape[-1])
   wide = matrix.shape[0] <= matrix.shape[1]
-  matrix = matrix if wide else matrix.T
+  matrix = matrix if wide else matrix.T  # Gram matrices of the shorter side
   rows, columns = matrix.shape
   num_blocks = -(-rows // BLOCK)
   side = -(-rows // num_blocks)
-  # Rows of zeros stay zero and change no other.
+  # Rows of zeros stay zero and change no other row.
   y = jnp.pad(matrix, ((0, num_blocks * side - rows), (0, 0)))
   y = y.reshape(num_blocks, side, columns)
+  # Dividing by the largest entry first keeps squares from overflowing.
   largest = jnp.max(jnp.abs(y), (1, 2), keepdims=True)
-  some = largest > 0
-  y /= jnp.where(some, largest, 1)  # so that squares have no overflow
-  norm = jnp.sqrt(jnp.where(some, jnp.sum(y**2, (1, 2), keepdims=True), 1))
+  nonzero = largest > 0
+  y /= jnp.where(nonzero, largest, 1)
+  # In a zero block the norm is set to 1, so that derivatives are finite.
+  norm = jnp.sqrt(jnp.where(nonzero, jnp.sum(y**2, (1, 2), keepdims=True), 1))
   y /= norm
-  # One block keeps the bits that optimizers were meta-trained with.
+  # One block is iterated directly, which keeps the bits of published theta.
   grams = (num_blocks > 1 and columns >= 2 * side and
            1 <= iterations <= MAX_GRAM_ITERATIONS)
   y = (iterate_grams if grams else iterate)(y, iterations)

@@ -1,14 +1,16 @@
 """The per-parameter MLP as two Pallas kernels for GPUs.
 
-One pass over the inputs for the mean squares of the features, which the
-normalisers need, and one for features, MLP and update; nothing else of the
-parameter's size is written. Each program takes BLOCK elements in the order of
-memory and finds what it needs of row and column factors from their indices, so
-shapes of any rank will do. On a CPU the kernels are interpreted, for tests.
+The first kernel computes the mean squares of the features, which the
+normalizers need. The second computes features, MLP and update. No other array
+of the parameter's size is written.
 
-Never run on a GPU so far: checked are its results when interpreted, and that
-it lowers to Triton with jax 0.10. From 0.11 on JAX warns that this backend of
-Pallas will go.
+Each program of a kernel computes BLOCK elements, in the order of memory. It
+finds its elements of row and column factors from their indices, so shapes of
+any rank work. On a CPU the kernels are interpreted, for tests.
+
+The kernels have never run on a GPU. Two things are tested: the results when
+interpreted, and lowering to Triton with jax 0.10. From 0.11 on, JAX warns that
+the Triton backend of Pallas will be removed.
 """
 
 import math
@@ -22,11 +24,11 @@ import jax.numpy as jnp
 from learned_opt.update import features as features_lib
 
 BLOCK = 128  # elements per program
-LEAST_WIDTH = 16  # of a matrix product in Triton
+MIN_WIDTH = 16  # of a matrix product in Triton
 
 
 def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
-  """Mean squares of the element features, [16 or 22].
+  """Return mean squares of the element features, [16 or 22].
 
   Args:
     features: see `learned_opt.update.features`.
@@ -41,6 +43,7 @@ def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
     for i, x in enumerate(features_lib.one_by_one(features, inputs)):
       out[0, i] = jnp.sum(jnp.where(inside, x * x, 0))
 
+  # Each program writes a row of partial sums; XLA adds the rows.
   blocks = pl.cdiv(math.prod(shape), BLOCK)
   partial = _call(
       kernel, features.inputs, [], jax.ShapeDtypeStruct(
@@ -52,21 +55,22 @@ def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
 def update(features: features_lib.Features, more: dict, layers: list,
            limits: jax.Array | None, shape: tuple, output: Callable
            ) -> jax.Array:
-  """`output(direction, magnitude)` of every element, [*S].
+  """Return `output(direction, magnitude)` of every element, [*S].
 
   Args:
     features: see `learned_opt.update.features`.
-    more: {name: [n, ...]}, features beyond those of the elements, which
+    more: {name: [n, ...]}, features that follow the element features and
       broadcast against S.
-    layers: three pairs (weights [inputs, outputs], bias [outputs]); the inputs
-      of the first are the element features, then `more`.
+    layers: three pairs (weights [fan-in, fan-out], bias [fan-out]). The first
+      layer receives the element features, then `more`.
     limits: of the absolute values of element features, or None.
     shape: S.
     output: elementwise function.
   """
   size = math.prod(shape)
   arrays = features.inputs | more
-  width = max(LEAST_WIDTH, pl.next_power_of_2(layers[0][0].shape[1]))
+  # Triton needs powers of two; hidden units of zeros change nothing.
+  width = max(MIN_WIDTH, pl.next_power_of_2(layers[0][0].shape[1]))
   pad = lambda x, *shape: jnp.pad(
       x, [(0, n - k) for n, k in zip(shape, x.shape)])
   (w0, b0), (w1, b1), (w2, b2) = layers
@@ -85,6 +89,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
     if limits is not None:
       x = [jnp.clip(x, -small[6][i], small[6][i]) for i, x in enumerate(x)]
     x = [*x, *[x for name in more for x in inputs[name]]]
+    # First layer by outer products: features are separate arrays [BLOCK].
     h = jnp.broadcast_to(b0[...][None], (BLOCK, width))
     for i, feature in enumerate(x):
       h += feature[:, None] * w0[i, :][None]
@@ -102,7 +107,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
 
 
 def _call(kernel, arrays, small, out_shape, out_spec, blocks):
-  """Runs a kernel with flat `arrays` and `small` ones, both whole."""
+  """Run a kernel; every program sees all of `arrays`, flat, and of `small`."""
   flat = [x.reshape(-1) for x in arrays.values()]
   interpret = jax.default_backend() == "cpu"
   params = None if interpret else triton.CompilerParams(num_warps=4)
@@ -113,21 +118,26 @@ def _call(kernel, arrays, small, out_shape, out_spec, blocks):
 
 
 def _elements(shape):
-  """(indices [BLOCK] of this program's elements, which are inside of S)."""
+  """Return (indices of this program's elements, whether each is in S).
+
+  Both have shape [BLOCK]. The last program may have indices beyond S.
+  """
   index = pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
   return index, index < math.prod(shape)
 
 
 def _gather(arrays, refs, index, inside, shape):
-  """{name: n arrays [BLOCK]} from flat refs of arrays [n, ...]."""
+  """Return {name: n arrays [BLOCK]} from flat refs of arrays [n, ...]."""
   result = {}
   for (name, x), ref in zip(arrays.items(), refs):
-    offset, stride, rest = jnp.zeros_like(index), 1, index
-    for n, own in zip(reversed(shape), reversed(x.shape[1:])):
-      if own > 1:
-        offset += rest % n * stride
-        stride *= own
-      rest //= n
+    # Unravel the index in S and ravel it in the shape of x, where axes of size
+    # 1 broadcast. At the end, stride is the number of elements of x[k].
+    offset, stride, quotient = jnp.zeros_like(index), 1, index
+    for n, size in zip(reversed(shape), reversed(x.shape[1:])):
+      if size > 1:
+        offset += quotient % n * stride
+        stride *= size
+      quotient //= n
     result[name] = [
         triton.load(ref.at[offset + k * stride], mask=inside, other=0.0)
         for k in range(len(x))]

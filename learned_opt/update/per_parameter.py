@@ -1,8 +1,8 @@
-"""A rule for one parameter, applied to every parameter of a tree.
+"""Apply an update rule of one parameter to every parameter of a tree.
 
 Parameters of one shape and dtype are stacked and go through one copy of the
-rule, so a program grows with the number of distinct shapes, not with that of
-parameters.
+rule. A program therefore grows with the number of distinct shapes, not with
+the number of parameters.
 """
 
 import functools
@@ -15,7 +15,7 @@ import optax
 
 from learned_opt import base
 from learned_opt.update import blocks
-from learned_opt.update import placement
+from learned_opt.update import sharding
 
 
 class State(NamedTuple):
@@ -23,9 +23,10 @@ class State(NamedTuple):
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    groups: by dtype and shape of the parameters, such as "float32[8,16]",
-      their states, in the order of the tree on a leading axis [n, ...]; that
-      of a single one without this axis. Parameters without elements have none.
+    groups: {dtype and shape of parameters, such as "float32[8,16]": states}.
+      The states of n > 1 parameters are stacked on a leading axis [n, ...], in
+      the order of the tree. The state of a single parameter has no such axis.
+      Parameters without elements have no state.
   """
 
   step: jax.Array
@@ -34,28 +35,31 @@ class State(NamedTuple):
 
 def transformation(init_one: Callable, step_one: Callable
                    ) -> optax.GradientTransformationExtraArgs:
-  """An optax transformation from a rule for one parameter.
+  """Return an optax transformation made of an update rule of one parameter.
 
   Args:
-    init_one: `shape -> state` of one parameter; never the empty shape.
+    init_one: `shape -> state` of one parameter. Scalars come as shape (1,).
     step_one: `(grad, param, state, step) -> (update, state)`, float32, with
-      `step` the number of steps taken before this one. Scalars come as [1].
+      `step` the number of steps taken before this step. Scalars come as [1].
 
   Returns:
     A transformation whose updates have the dtype of the gradients. Its
-    `update` raises ValueError without `params`, and where they are not those
-    that the state was made for.
+    `update` raises ValueError without `params`, or if the state was made for
+    other parameters.
   """
 
+  def without_context(grad, param, state, step, context):
+    del context
+    return step_one(grad, param, state, step)
+
   def init(params):
-    step = placement.whole(lambda: jnp.zeros([], jnp.int32), params)
+    step = sharding.whole(lambda: jnp.zeros([], jnp.int32), params)
     return State(step, init_groups(init_one, params))
 
   def update(grads, state, params=None, **extra_args):
     del extra_args
     updates, groups = update_groups(
-        lambda grad, param, one, step, context: step_one(
-            grad, param, one, step), grads,
+        without_context, grads,
         matched(init_one, grads, params, state.groups), state.groups,
         state.step)
     return updates, State(optax.safe_increment(state.step), groups)
@@ -64,7 +68,7 @@ def transformation(init_one: Callable, step_one: Callable
 
 
 def init_groups(init_one: Callable, params: Any) -> dict[str, Any]:
-  """States of all parameters, `State.groups`.
+  """Return the states of all parameters, `State.groups`.
 
   Args:
     init_one: see `transformation`.
@@ -75,26 +79,26 @@ def init_groups(init_one: Callable, params: Any) -> dict[str, Any]:
     param, n = leaves[members[0]], len(members)
 
     def make():
-      one = init_one(param.shape or (1,))
-      return one if n == 1 else jax.tree.map(
-          lambda x: jnp.broadcast_to(x, (n, *x.shape)), one)
+      state = init_one(param.shape or (1,))
+      return state if n == 1 else jax.tree.map(
+          lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
 
-    states[name] = placement.made(make, param)
+    states[name] = sharding.made(make, param)
   return states
 
 
 def matched(init_one: Callable, grads: Any, params: Any,
             groups: dict[str, Any]) -> Any:
-  """The parameters whose gradients these are, as a tree like that of grads.
+  """Return the parameters that have gradients, as a tree like grads.
 
   Args:
     init_one: see `transformation`.
     grads: tree of arrays.
-    params: as grads, possibly with more leaves; None if there are none.
+    params: tree like grads, possibly with more leaves; None if there are none.
     groups: see `State`.
 
   Raises:
-    ValueError: params is None, or the states are those of other parameters.
+    ValueError: params is None, or the states belong to other parameters.
   """
   base.check_params(params)
   params = jax.tree.map(lambda _, p: p, grads, params)
@@ -103,21 +107,21 @@ def matched(init_one: Callable, grads: Any, params: Any,
       for path, x in jax.tree_util.tree_leaves_with_path(tree)}
   expected = shapes(jax.eval_shape(
       functools.partial(init_groups, init_one), params))
-  found = shapes(groups)
-  wrong = sorted(set(expected.items()) ^ set(found.items()))
+  actual = shapes(groups)
+  wrong = sorted(set(expected.items()) ^ set(actual.items()))
   if wrong:
     name = wrong[0][0]
     raise ValueError(
-        f"The state is not one of these parameters: at {name} it has shape "
-        f"{found.get(name)}, they need {expected.get(name)}. Call init(params) "
-        "with the parameters that are trained.")
+        f"The state was made for other parameters: at {name} its shape is "
+        f"{actual.get(name)}, these parameters need {expected.get(name)}. Call "
+        "init(params) with the parameters that are trained.")
   return params
 
 
 def update_groups(step_one: Callable, grads: Any, params: Any,
                   groups: dict[str, Any], step: jax.Array, context: Any = None
                   ) -> tuple[Any, dict[str, Any]]:
-  """One step of all parameters.
+  """Return updates and states after one step of all parameters.
 
   Args:
     step_one: `(grad, param, state, step, context) -> (update, state)`, see
@@ -125,12 +129,12 @@ def update_groups(step_one: Callable, grads: Any, params: Any,
     grads: tree of arrays.
     params: see `matched`.
     groups: see `State`.
-    step: number of steps taken before this one.
-    context: tree of arrays [n, ...], of which each of the n parameters with
-      elements gets its row, in the order of the tree.
+    step: number of steps taken before this step.
+    context: tree of arrays [n, ...] for n parameters with elements, in the
+      order of the tree. Each parameter receives its row.
 
   Returns:
-    The updates, with the dtypes of the gradients, and the new states.
+    (updates, with the dtypes of the gradients; new states).
   """
   leaves, treedef = jax.tree.flatten(grads)
   params = jax.tree.leaves(params)
@@ -138,6 +142,7 @@ def update_groups(step_one: Callable, grads: Any, params: Any,
   updates, states = list(leaves), {}
   for name, members in _groups(params).items():
     take = lambda leaves: [leaves[i] for i in members]
+    # Context has no rows for parameters without elements.
     rows = np.searchsorted(filled, members)
     changes, states[name] = _step_group(
         step_one, take(leaves), take(params), groups[name],
@@ -148,48 +153,54 @@ def update_groups(step_one: Callable, grads: Any, params: Any,
 
 
 def measure(fn: Callable, trees: tuple, groups: dict[str, Any]) -> Any:
-  """What a function says of each parameter.
+  """Return measurements of every parameter.
 
   Args:
-    fn: `(*arrays, state) -> tree of arrays [...]` for one parameter; the arrays
-      are in float32 and of at least one axis.
-    trees: the parameters, and trees like that, as gradients.
+    fn: `(*arrays, state) -> tree of arrays [...]` for one parameter. The arrays
+      are in float32 and have at least one axis.
+    trees: the parameters, then trees like the parameters, such as gradients.
     groups: see `State`; not empty.
 
   Returns:
     Tree of arrays [n, ...] for n parameters with elements, in the order of the
     tree.
   """
-  wide = lambda x: x.astype(jnp.float32).reshape(x.shape or (1,))
   leaves = [jax.tree.leaves(tree) for tree in trees]
-  found, order = [], []
+  measured, order = [], []
   for name, members in _groups(leaves[0]).items():
-    rows = [[wide(kind[i]) for i in members] for kind in leaves]
+    rows = [[_wide(tree[i]) for i in members] for tree in leaves]
     if len(members) == 1:
-      one = fn(*(kind[0] for kind in rows), groups[name])
-      found.append(jax.tree.map(lambda x: x[None], one))
+      alone = fn(*(row[0] for row in rows), groups[name])
+      measured.append(jax.tree.map(lambda x: x[None], alone))
     else:
-      found.append(jax.vmap(fn)(*map(jnp.stack, rows), groups[name]))
+      measured.append(jax.vmap(fn)(*map(jnp.stack, rows), groups[name]))
     order += members
+  # From the order of the groups back to the order of the tree.
   back = np.argsort(order)
-  return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *found)
+  return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *measured)
 
 
 def _groups(leaves) -> dict[str, list[int]]:
-  """Indices of the leaves with elements, by dtype and shape."""
+  """Return indices of the leaves with elements, by dtype and shape."""
   groups: dict[str, list[int]] = {}
   for i, x in enumerate(leaves):
     if x.size:
       name = f"{x.dtype}[{','.join(map(str, x.shape))}]"
       groups.setdefault(name, []).append(i)
+  # In the order in which JAX flattens dicts, as of states.
   return dict(sorted(groups.items()))
 
 
-def _step_group(step_one, grads, params, states, contexts, step):
-  """The rule for each of n parameters of one shape; their states are stacked.
+def _wide(x):
+  """Return x in float32 with at least one axis."""
+  return x.astype(jnp.float32).reshape(x.shape or (1,))
 
-  Small ones at once; large ones one after the other, in place, so that
-  intermediate arrays stay small.
+
+def _step_group(step_one, grads, params, states, contexts, step):
+  """Apply the rule to n parameters of one shape, whose states are stacked.
+
+  Small parameters are updated at once. Large parameters are updated one after
+  the other, in place, so that intermediate arrays stay small.
 
   Args:
     step_one: see `update_groups`.
@@ -197,14 +208,13 @@ def _step_group(step_one, grads, params, states, contexts, step):
     params: list of n arrays.
     states: tree of arrays, see `State`.
     contexts: tree of arrays [n, ...].
-    step: number of steps taken before this one.
+    step: number of steps taken before this step.
 
   Returns:
-    (n updates [*S], float32, the new states).
+    (n updates [*S], float32; new states).
   """
   def rule(grad, param, state, context):
-    wide = lambda x: x.astype(jnp.float32).reshape(x.shape or (1,))
-    return step_one(wide(grad), wide(param), state, step, context)
+    return step_one(_wide(grad), _wide(param), state, step, context)
 
   n = len(grads)
   if n == 1:
@@ -216,17 +226,21 @@ def _step_group(step_one, grads, params, states, contexts, step):
     shapes = jax.eval_shape(jax.vmap(rule), *args)
     zeros = lambda *args: jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # Always true, but XLA does not know. Without the branch, XLA fuses the rule
+    # with each use of an update; ten parameters then made a program five times
+    # as long, which took twice as long to compile.
     return jax.lax.cond(step >= 0, jax.vmap(rule), zeros, *args)
 
   def body(i, carry):
     changes, states = carry
-    # Not x[i] of a stack, which would be a copy of all n.
+    # Indexing a stack would copy all n arrays; a switch reads only one.
     member = jax.lax.switch(i, [lambda x=x: x for x in zip(grads, params)])
     take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
     new = rule(*member, *jax.tree.map(take, (states, contexts)))
+    # XLA updates the carry of a loop in place.
     put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
     return jax.tree.map(put, (changes, states), new)
 
-  changes = placement.made(
+  changes = sharding.made(
       lambda: jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32), grads[0])
   return jax.lax.fori_loop(0, n, body, (changes, states))

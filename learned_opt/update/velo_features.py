@@ -1,7 +1,7 @@
-"""What the per-parameter MLPs of VeLO and Celo2 read: 30 numbers per element.
+"""Inputs of the per-parameter MLPs of VeLO and Celo2: 30 numbers per element.
 
-Those of small_fc_lopt without time, and three that show it how large a gradient
-is: clipped at 0.1, and relative to the second moment.
+They are the features of small_fc_lopt without time, and two more of the
+gradient: clipped at 0.1, and divided by the root of the second moment.
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2211.09760 (VeLO);
@@ -16,27 +16,27 @@ from learned_opt.update import accumulators
 from learned_opt.update import features as features_lib
 
 NUM_FEATURES = 30
-LAYOUT = features_lib.Layout(
+FEATURE_ROWS = features_lib.FeatureRows(
     np.array([*range(15), 27, 28, 29]), np.array([15, 16, 17, 21, 22, 23]),
     np.array([18, 19, 20, 24, 25, 26]))
 # Published weights come in one block for each group of features.
 GROUP_SIZES = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
-NUM_UNFACTORED = 15  # features that do not depend on factors
-DECAYS = np.array([0.9, 0.99, 0.999], np.float32)  # but of second moments
+NUM_UNFACTORED = 15  # number of first features that `unfactored` keeps
+DECAYS = np.array([0.9, 0.99, 0.999], np.float32)  # of all but second moments
 MAX_GRAD = 1000.0
-MAX_SMALL_GRAD = 0.1  # of the feature
+MAX_SMALL_GRAD = 0.1  # limit of the gradient's second feature
 
 
 def accumulate(acc: accumulators.Accumulators, grad: jax.Array,
                second_decay: float, step: jax.Array
                ) -> tuple[accumulators.Accumulators, jax.Array]:
-  """(statistics that include the gradient, clipped gradient).
+  """Return (statistics that include the gradient, clipped gradient).
 
   Args:
     acc: statistics before this step.
     grad: [*S], float32.
     second_decay: of the second moment.
-    step: number of steps taken before this one.
+    step: number of steps taken before this step.
   """
   grad = jnp.clip(grad, -MAX_GRAD, MAX_GRAD)
   decays = accumulators.Decays(
@@ -47,24 +47,25 @@ def accumulate(acc: accumulators.Accumulators, grad: jax.Array,
 def make(grad: jax.Array, param: jax.Array, acc: accumulators.Accumulators,
          second_epsilon: float, epsilon: float, unfactored: bool = False
          ) -> features_lib.Features:
-  """The features of one parameter of shape S.
+  """Return the features of one parameter of shape S.
 
   Args:
     grad: clipped gradient [*S], float32.
     param: [*S], float32.
     acc: see `accumulate`.
     second_epsilon: added to second moments.
-    epsilon: added to the mean squares that features are divided by.
-    unfactored: leave out all that is made of factors (for parameters of one
-      axis), so that the first NUM_UNFACTORED are left.
+    epsilon: added to the mean squares whose roots divide features.
+    unfactored: for parameters of one axis. Keep the first NUM_UNFACTORED
+      features; leave out the factors, their inverse roots and the momenta
+      divided by the root of the factors.
   """
   inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
                 second=acc.second[None])
   factors, row, column = features_lib.factored(acc, grad.shape)
   inputs |= factors
-  layout = LAYOUT
+  feature_rows = FEATURE_ROWS
   if unfactored:
-    layout = features_lib.Layout(
+    feature_rows = features_lib.FeatureRows(
         np.arange(NUM_UNFACTORED), *[np.zeros(0, np.int32)] * 2)
 
   def element(x):
@@ -72,6 +73,7 @@ def make(grad: jax.Array, param: jax.Array, acc: accumulators.Accumulators,
     inverse_rms = jax.lax.rsqrt(second + second_epsilon)
     if row is None:
       for_grad = features_lib.safe_rsqrt(x["row"] + 1e-9)
+      # Momenta, then the row features, which are column features, too.
       last = [momentum * jax.lax.rsqrt(x["row"]), x["row"],
               features_lib.inverse_root(x["row"])]
     else:
@@ -84,4 +86,4 @@ def make(grad: jax.Array, param: jax.Array, acc: accumulators.Accumulators,
 
   return features_lib.Features(
       element, inputs, row, column, lambda squares: jnp.zeros(0, jnp.float32),
-      lambda squares: jax.lax.rsqrt(epsilon + squares), layout=layout)
+      lambda squares: jax.lax.rsqrt(epsilon + squares), layout=feature_rows)

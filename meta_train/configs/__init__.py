@@ -1,1 +1,1 @@
-"""Configurations of meta-training; each states its command and its result."""
+"""Configs of meta-training; the docstring of each has its command."""

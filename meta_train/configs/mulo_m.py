@@ -3,10 +3,10 @@
 python -m meta_train.train --config=meta_train/configs/mulo_m.py \
     --workdir=runs/mulo_m --config.max_minutes=9
 
-Run again, it goes on where it was. Needs CIFAR-10 under MULO_DATA_DIR. Widths,
-batch, horizon and truncation are those of muLO_M (Therien et al., 2024,
-https://arxiv.org/abs/2406.00153), on CIFAR-10 instead of ImageNet at 32 x 32;
-estimator and optimizer are those of mulo-s.
+Run the same command again to continue. Needs CIFAR-10 under MULO_DATA_DIR.
+Widths, batch size, horizon and truncation are those of muLO_M (Therien et al.,
+2024, https://arxiv.org/abs/2406.00153), which used ImageNet at 32 x 32 pixels
+instead of CIFAR-10. Estimator and optimizer are those of mulo-s.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ WIDTHS = (128, 512, 1024)
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Perceptrons of three hidden layers on CIFAR-10 in full size."""
+  """Return a config of three-layer perceptrons on full-size CIFAR-10."""
   config = mulo_s.get_config().unlock()
   config.optimizer.update(hidden=32, recompute=False)
   config.tasks = {

@@ -1,4 +1,4 @@
-"""mulo-s-sp: the recipe of mulo-s under the standard parametrization.
+"""mulo-s-sp: the recipe of mulo-s with the standard parametrization.
 
 MULO_DATA_DIR=... python -m meta_train.train \
     --config=meta_train/configs/mulo_s_sp.py --workdir=runs/mulo_s_sp
@@ -10,7 +10,7 @@ from meta_train.configs import mulo_s
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """As mulo_s, with the step that fits this parametrization."""
+  """Return the config of mulo_s with a step_mult for this parametrization."""
   config = mulo_s.get_config().unlock()
   config.parametrization = "standard"
   config.optimizer.update(step_mult=0.06, recompute=False)

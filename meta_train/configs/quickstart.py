@@ -8,13 +8,14 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Two small networks; episodes of 100 to 1,000 inner steps."""
+  """Return a config of two small networks, with episodes up to 1,000 steps."""
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.num_steps = 750  # outer steps
   config.optimizer = {"name": "mulo", "hidden": 8, "step_mult": 0.1}
   config.parametrization = "mup"
-  # The deeper one keeps theta from steps that only shallow networks survive.
+  # A theta of shallow networks alone takes steps that are too large for deeper
+  # networks, hence depth 4.
   config.tasks = {
       f"digits_w{width}_d{depth}": {
           "name": "mlp", "dataset": "digits", "width": width, "depth": depth,
@@ -27,18 +28,22 @@ def get_config() -> ml_collections.ConfigDict:
   config.theta_opt = {
       "learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup": 20,
       "weight_decay": 0.0, "clip": 1.0,
-      "expression": ""}  # instead of all that, Python that may use optax
-  # Losses on these tasks before the first outer step and every so many, 0 for
-  # never: of networks that are trained with theta for num_steps, `seeds` each.
+      # "package.module:make" for another meta-optimizer: `make(num_steps)`
+      # returns an optax transformation. The other settings then do nothing.
+      "make": ""}
+  # Networks are trained with theta on these tasks, before the first outer step
+  # and every `every` outer steps (0: never), for num_steps, with `seeds` seeds.
   config.evaluation = {
       "every": 0, "num_steps": 300, "seeds": 2, "tasks": {
           "digits_w64": {"name": "mlp", "dataset": "digits", "width": 64,
                          "depth": 2, "batch_size": 64}}}
-  config.devices = 0  # that copies are divided among; 0: all, or all CPU cores
-  config.mapping = "shard_map"  # or "pmap"
-  config.stream = False  # keep data on the host, and send batches
-  config.max_minutes = 0.0  # stop in time, to be run again; 0: do not
-  config.log_every = 10  # outer steps; runs can stop there
+  # Maximum number of devices that copies are divided among; 0: all devices, or
+  # all CPU cores.
+  config.devices = 0
+  config.mapping = "shard_map"  # or "pmap", see meta_train/devices/pmap.py
+  config.stream = False  # True: data stay on the host, batches are sent
+  config.max_minutes = 0.0  # stop before this time is over; 0: no limit
+  config.log_every = 10  # outer steps; a run stops at a multiple of log_every
   config.checkpoint_every = 50  # outer steps, a multiple of log_every
   config.keep_checkpoints = 2
   return config.lock()

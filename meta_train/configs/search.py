@@ -1,10 +1,10 @@
-"""Where recipes are compared, in minutes on one core: docs/meta_training.md.
+"""Small runs to compare recipes, minutes on one core: docs/meta_training.md.
 
 python -m meta_train.train --config=meta_train/configs/search.py:mnist,log \
     --workdir=runs/search [--config.theta_opt.learning_rate=1e-3 ...]
 
-After the colon: "digits", or "mnist" (needs MULO_DATA_DIR), and "log" for
-losses that count by their logarithm.
+After the colon comes the data set, "digits" or "mnist" (needs MULO_DATA_DIR).
+With ",log" after the data set, each loss counts by its logarithm.
 """
 
 import ml_collections
@@ -34,9 +34,19 @@ _EVALUATION = {
         "mlp_w128", "mlp_w64_d4", "conv_w16", "vit_w16")}}
 
 
-def get_config(which: str = "digits") -> ml_collections.ConfigDict:
-  """Perceptrons and a convolutional network, 400 outer steps."""
-  dataset, _, log = which.partition(",")
+def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
+  """Return a config of perceptrons and a convolutional network.
+
+  Args:
+    variant: "digits", "mnist", "digits,log" or "mnist,log".
+
+  Raises:
+    ValueError: another variant.
+  """
+  dataset, _, log = variant.partition(",")
+  if dataset not in _TASKS or log not in ("", "log"):
+    raise ValueError(f"Unknown variant {variant!r}; available: digits, mnist, "
+                     "each also with ',log'.")
   config = mulo_s.get_config().unlock()
   del config["tasks"]
   config.tasks = {

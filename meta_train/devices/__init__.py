@@ -1,1 +1,1 @@
-"""How meta-training is spread over devices and hosts."""
+"""Meta-training spread over devices and hosts."""

@@ -1,8 +1,9 @@
-"""The only code that knows of devices: copies of tasks spread over a mesh.
+"""Copies of tasks divided among a mesh of devices.
 
-Theta and data are on every device, the copies of each task and their states are
-divided among them. What is estimated is a weighted mean over the devices, so
-the results do not depend on their number but for rounding.
+No other module but pmap.py knows how. Theta and data are on every device. The
+copies of each task and their states are divided among the devices. Estimates
+are averaged over the devices, weighted by copies, so the results do not depend
+on the number of devices, except for rounding.
 """
 
 import os
@@ -24,35 +25,38 @@ P = jax.sharding.PartitionSpec
 
 
 def cpu_cores() -> int:
-  """Cores that are ours."""
+  """Return the number of CPU cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def set_cpu_devices(at_most: int = 0) -> None:
-  """Makes CPU devices that `mesh` can use; before anything else.
+  """Create CPU devices for `mesh`; call it before any other use of JAX.
 
-  More than those: JAX has as many threads as devices, and one that waits, for
-  another device or for its share of a matrix product, blocks a thread. Without
-  some to spare, all of them can be blocked for good.
+  Creates more devices than `mesh` uses. JAX has as many threads as CPU devices.
+  A device that waits for another device, or for its part of a matrix product,
+  blocks a thread. Without spare threads, all threads can be blocked for good.
 
   Args:
-    at_most: as for `mesh`.
+    at_most: see `mesh`.
   """
   jax.config.update("jax_num_cpu_devices", 2 * (at_most or cpu_cores()) + 1)
 
 
 def mesh(copies: int, at_most: int = 0) -> jax.sharding.Mesh:
-  """Devices that the copies of a task are divided among, equally.
+  """Return the devices that the copies of a task are divided among, equally.
+
+  One process uses the largest possible number of devices that divides `copies`.
 
   Args:
-    copies: of each task.
-    at_most: use no more devices of a process than that; 0 for all, on a CPU
-      for one per core. The largest number is taken that divides the copies.
+    copies: number of copies of each task.
+    at_most: maximum number of devices of a process. 0: all devices, but on a
+      CPU one device per core.
 
   Raises:
-    ValueError: several processes, and their devices do not divide the copies.
+    ValueError: there are several processes, and `copies` is not a multiple of
+      their number of devices.
   """
   cpu = jax.default_backend() == "cpu"
   count = at_most or (cpu_cores() if cpu else jax.local_device_count())
@@ -65,32 +69,35 @@ def mesh(copies: int, at_most: int = 0) -> jax.sharding.Mesh:
         f"{copies} copies of a task cannot be divided among {count} devices of "
         f"each of {processes} processes: let config.copies be a multiple of "
         f"{processes * count}, or change config.devices.")
-  by_process: dict[int, list] = {}
+  by_process: dict[int, list[jax.Device]] = {}
   for device in jax.devices():
     by_process.setdefault(device.process_index, []).append(device)
-  if any(len(found) != jax.local_device_count()
-         for found in by_process.values()):
+  if any(len(local_devices) != jax.local_device_count()
+         for local_devices in by_process.values()):
     raise ValueError("Processes have different numbers of devices: set "
                      "config.devices to what all of them have.")
-  devices = [d for found in by_process.values() for d in found[:count]]
+  devices = [device for local_devices in by_process.values()
+             for device in local_devices[:count]]
   return jax.sharding.Mesh(
       np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def shard(estimators: dict[str, base.GradientEstimator],
           devices: jax.sharding.Mesh, how: str = "shard_map",
-          streamed: bool = False) -> tuple[Callable, Callable]:
-  """`init` and `estimate` of all tasks' estimators, on all devices of a mesh.
+          streamed: bool = False
+          ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Return `init` and `estimate` of all tasks, on all devices of a mesh.
 
-  As in `base.GradientEstimator`, but keys, states, data and `EstimatorOut`s are
-  dicts with an entry per task.
+  They have the arguments and results of `base.GradientEstimator`, but keys,
+  states, data and `EstimatorOut`s are dicts with one entry per task.
 
   Args:
-    estimators: by task; the number of keys must be a multiple of the number
-      of devices.
-    devices: as `mesh` returns it.
+    estimators: {task name: estimator}. The number of keys of a task must be a
+      multiple of the number of devices.
+    devices: a mesh from `mesh`.
     how: the mapping, one of MAPS; "pmap" for one process only.
-    streamed: data are divided like the copies, not on every device.
+    streamed: whether data are divided like the copies. Otherwise they are whole
+      on every device.
 
   Raises:
     ValueError: unknown mapping.
@@ -106,12 +113,13 @@ def shard(estimators: dict[str, base.GradientEstimator],
             for name, estimator in estimators.items()}
 
   def estimate(keys, theta, states, data):
-    outs, new = {}, {}
+    outs, new_states = {}, {}
     for name, estimator in estimators.items():
-      outs[name], new[name] = estimator.estimate(
+      outs[name], new_states[name] = estimator.estimate(
           keys[name], theta, states[name], data[name])
-    return _combine(outs), new
+    return _combine(outs), new_states
 
+  # For each argument and result: whether it is divided among the devices.
   mapped = {"shard_map": _shard_map, "pmap": pmap.pmap}[how]
   return (
       mapped(init, devices, AXIS, (True, False), True),
@@ -119,11 +127,13 @@ def shard(estimators: dict[str, base.GradientEstimator],
              (False, True)))
 
 
-def _shard_map(fn, devices, axis, divided, out_divided):
-  """Map `fn` over the devices; arguments as in `pmap.pmap`."""
+def _shard_map(fn: Callable[..., Any], devices: jax.sharding.Mesh, axis: str,
+               divided: tuple[bool, ...], out_divided: Any
+               ) -> Callable[..., Any]:
+  """Map `fn` over the devices; see `pmap.pmap` for the arguments."""
   spec = lambda flag: P(axis) if flag else P()
-  # Not check_vma: with it, a gradient with respect to theta, which is the same
-  # everywhere, is summed over the devices, and nothing says so.
+  # With check_vma=True, JAX would sum gradients with respect to theta over the
+  # devices, because theta is the same on all of them. No error would say so.
   return jax.shard_map(
       fn, mesh=devices, in_specs=tuple(map(spec, divided)),
       out_specs=jax.tree.map(spec, out_divided), check_vma=False)
@@ -131,16 +141,16 @@ def _shard_map(fn, devices, axis, divided, out_divided):
 
 def _combine(outs: dict[str, base.EstimatorOut]
              ) -> dict[str, base.EstimatorOut]:
-  """Means over devices, weighted by the copies that each is over.
+  """Return the means over devices, weighted by the copies of each device.
 
-  With one collective for everything: a CPU device waits for the others in a
-  thread that they may need, and with several, all threads can be waiting.
+  Uses a single collective. A CPU device waits for the other devices in a thread
+  that they may need. With several collectives, all threads can be waiting.
   """
   def weigh(out):
-    # A device that dropped all of its copies has a mean of nothing.
-    part = lambda x: jnp.where(out.copies > 0, x * out.copies, 0)
-    return out._replace(meta_loss=part(out.meta_loss),
-                        grad=jax.tree.map(part, out.grad))
+    # The mean of a device that dropped all of its copies may be NaN.
+    total = lambda x: jnp.where(out.copies > 0, x * out.copies, 0)
+    return out._replace(meta_loss=total(out.meta_loss),
+                        grad=jax.tree.map(total, out.grad))
 
   sums, unravel = jax.flatten_util.ravel_pytree(
       {name: weigh(out) for name, out in outs.items()})
@@ -152,67 +162,67 @@ def _combine(outs: dict[str, base.EstimatorOut]
 
 
 def replicate(tree: Any, devices: jax.sharding.Mesh) -> Any:
-  """Host arrays as device arrays, whole on every device."""
+  """Put host arrays on the devices, whole on every device."""
   return _put(tree, jax.sharding.NamedSharding(devices, P()))
 
 
 def spread(tree: Any, devices: jax.sharding.Mesh) -> Any:
-  """Host arrays as device arrays, their first axis divided."""
+  """Put host arrays on the devices, divided along their first axis."""
   return _put(tree, jax.sharding.NamedSharding(devices, P(AXIS)))
 
 
 def place(state: base.MetaState, devices: jax.sharding.Mesh) -> base.MetaState:
-  """A state of host arrays on the devices, as `step.make`'s `step` has it."""
-  whole = lambda tree: replicate(tree, devices)
+  """Put a state of host arrays on the devices, for `step` of `step.make`."""
   return base.MetaState(
-      whole(state.step), whole(state.theta), whole(state.opt_state),
+      replicate(state.step, devices), replicate(state.theta, devices),
+      replicate(state.opt_state, devices),
       spread(state.estimator_states, devices))
 
 
-def _put(tree, sharding):
+def _put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
   put = lambda x: jax.make_array_from_callback(
       np.shape(x), sharding, lambda index: np.asarray(x)[index])
   return jax.tree.map(put, tree)
 
 
 def fetch(tree: Any) -> Any:
-  """Device arrays as host arrays, whole on every process."""
-  def one(x):
+  """Return device arrays as host arrays, whole on every process."""
+  def fetch_array(x):
     if x.is_fully_addressable or x.is_fully_replicated:
-      return np.array(x, copy=True)
+      return np.array(x, copy=True)  # the device array may be donated later
     return np.array(multihost_utils.process_allgather(x, tiled=True))
-  return jax.tree.map(one, tree)
+  return jax.tree.map(fetch_array, tree)
 
 
 def connect(coordinator: str | None, processes: int | None,
             process: int | None) -> None:
-  """Joins the processes of a run on several hosts; before anything else.
+  """Join the processes of a multi-host run; call it before any use of JAX.
 
   Args:
-    coordinator: address:port of process 0; None to find out all three, as on
-      Cloud TPUs and under Slurm.
-    processes: how many there are.
-    process: number of this one.
+    coordinator: address:port of process 0. None: JAX detects all three
+      arguments, on a Cloud TPU or under Slurm.
+    processes: number of processes.
+    process: number of this process, from 0.
   """
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(coordinator, processes, process)
 
 
 def from_first(tree: Any) -> Any:
-  """Host arrays of process 0, on every process."""
+  """Return the host arrays of process 0, on every process."""
   if jax.process_count() == 1:
     return tree
-  # As bytes: it is a sum with zeros, which would turn -0.0 into 0.0.
-  raw = lambda x: np.frombuffer(np.asarray(x).tobytes(), np.uint8)
-  found = multihost_utils.broadcast_one_to_all(jax.tree.map(raw, tree))
+  # As bytes: the broadcast is a sum with zeros, and -0.0 + 0.0 is 0.0.
+  to_bytes = lambda x: np.frombuffer(np.asarray(x).tobytes(), np.uint8)
+  received = multihost_utils.broadcast_one_to_all(jax.tree.map(to_bytes, tree))
   return jax.tree.map(
       lambda x, data: np.frombuffer(
           np.asarray(data).tobytes(), np.asarray(x).dtype).reshape(np.shape(x)),
-      tree, found)
+      tree, received)
 
 
 def anywhere(flag: bool) -> bool:
-  """Whether the flag is set on any process."""
+  """Return whether the flag is set on any process."""
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))

@@ -1,9 +1,9 @@
 """Copies divided among devices by `jax.pmap`, instead of `jax.shard_map`.
 
-Both give the same meta-gradients, on one process (tests/test_parallel.py). Take
-`config.mapping = "shard_map"`, the default, which also runs on several hosts.
-`"pmap"` is for one host whose JAX or backend has trouble with `shard_map`, and
-to find out whether a difference comes from the mapping.
+Both mappings give the same meta-gradients (tests/test_parallel.py). The
+default, `config.mapping = "shard_map"`, also runs on several hosts. "pmap" runs
+on one host only. It is for a JAX version or backend that has trouble with
+`shard_map`, and for finding out whether a difference comes from the mapping.
 """
 
 from typing import Any, Callable
@@ -11,24 +11,26 @@ from typing import Any, Callable
 import jax
 
 
-def pmap(fn: Callable, devices: jax.sharding.Mesh, axis: str,
-         divided: tuple[bool, ...], out_divided: Any) -> Callable:
+def pmap(fn: Callable[..., Any], devices: jax.sharding.Mesh, axis: str,
+         divided: tuple[bool, ...], out_divided: Any) -> Callable[..., Any]:
   """Map `fn` over the devices of a mesh with `jax.pmap`.
 
   Args:
-    fn: what each device computes.
+    fn: function that each device computes.
     devices: one-dimensional mesh.
     axis: name of the mesh axis, for the collectives in `fn`.
     divided: for each argument, whether its arrays are divided along their first
-      axis; else they are whole on every device.
+      axis. Otherwise they are whole on every device.
     out_divided: tree of bools, the same for the results of `fn`.
 
   Returns:
-    A function of whole arrays, with whole arrays as results.
+    A function that takes and returns whole arrays.
   """
+  # pmap wants the devices as an axis: [copies, ...] -> [devices, copies per
+  # device, ...], and back.
   split = lambda x: x.reshape((devices.size, -1) + x.shape[1:])
   join = lambda x: x.reshape((-1,) + x.shape[2:])
-  first = lambda x: x[0]
+  first = lambda x: x[0]  # of results that are equal on all devices
 
   def mapped(*args):
     args = tuple(jax.tree.map(split, x) if flag else x

@@ -1,7 +1,7 @@
-"""Data that stay on the host: each outer step's batches go to the devices.
+"""Data that stay on the host: batches go to the devices, step by step.
 
-The batches are those that the task itself would have drawn from data on the
-device, from the same keys. A thread prepares them ahead of their step.
+The batches are equal to those that the task would draw, with the same keys,
+from data on the device. A thread prepares them ahead of their outer step.
 """
 
 import concurrent.futures
@@ -19,19 +19,19 @@ AHEAD = 2  # outer steps
 
 
 def task_of(task: tasks_base.Task) -> tasks_base.Task:
-  """The task, drawing from prepared batches: those of one outer step.
+  """Return the task with a `sample_batch` that looks up prepared batches.
 
-  A split is {"keys" [n, 2], "batches" [n, ...]}, and a batch is found by the
-  key that it was drawn with. Of a key that was not prepared, numbers that can
-  be NaN are.
+  A split of its data is {"keys": [n, 2], "batches": tree of [n, ...]}: the
+  batches of one outer step. A batch is looked up by the key that it was drawn
+  with. For a key that was not prepared, floating-point arrays are NaN.
   """
   def sample_batch(key, split):
-    same = (split["keys"] == jax.random.key_data(key)[None]).all(1)
+    same = (split["keys"] == jax.random.key_data(key)[None]).all(1)  # [n]
 
     def pick(x):
-      found = x[same.argmax()]
-      return jnp.where(same.any(), found, jnp.nan) if jnp.issubdtype(
-          x.dtype, jnp.floating) else found
+      batch = x[same.argmax()]
+      return jnp.where(same.any(), batch, jnp.nan) if jnp.issubdtype(
+          x.dtype, jnp.floating) else batch
 
     return jax.tree.map(pick, split["batches"])
 
@@ -41,38 +41,43 @@ def task_of(task: tasks_base.Task) -> tasks_base.Task:
 def batches(tasks: dict[str, tasks_base.Task], seed: int, copies: int,
             truncation: int, loss_split: str, devices: jax.sharding.Mesh,
             first: int, last: int) -> Iterator[dict[str, Any]]:
-  """`data` of the outer steps after `first` others, up to `last`.
+  """Yield `data` of each outer step after step `first`, up to step `last`.
 
   For estimators that make one truncation of every copy in an outer step.
 
   Args:
-    tasks: as they were before `task_of`.
-    seed: of the run.
-    copies: of each task.
+    tasks: {task name: task}, from before `task_of`.
+    seed: seed of the run.
+    copies: number of copies of each task.
     truncation: inner steps per outer step.
-    loss_split: of the estimator.
-    devices: to put the batches on.
-    first: outer steps that are done.
-    last: outer steps in the end.
+    loss_split: setting of the estimator.
+    devices: devices to put the batches on.
+    first: outer steps already taken.
+    last: outer steps of the run.
   """
   host = jax.local_devices(backend="cpu")[0]
   data = {name: jax.device_put(task.data, host) for name, task in tasks.items()}
 
   def draw(step, data):
-    found: dict[str, Any] = {}
+    # Repeats the keys of an outer step: see `step.make`, the estimators and
+    # `unroll.unroll`.
+    drawn: dict[str, Any] = {}
     keys = step_lib.task_keys(step_lib.key_of_step(seed, step), tasks, copies)
     for name, task in tasks.items():
-      each = jax.vmap(lambda key: unroll.step_keys(
-          unroll.key_of_truncation(key), truncation))(keys[name])
-      found[name] = {}
-      second = unroll.drawn_from(loss_split)
-      for split, column in {second: 2, "train": 0}.items():
-        own = each[:, :, column].reshape(-1)  # [copies * truncation]
-        found[name][split] = {
-            "keys": jax.random.key_data(own),
+      inner_keys = jax.vmap(lambda key: unroll.step_keys(
+          unroll.key_of_truncation(key), truncation))(
+              keys[name])  # [copies, truncation, 3]
+      drawn[name] = {}
+      # Column of `unroll.step_keys` for each split. If `loss_split` is "train",
+      # its column 2 is replaced by 0: there is no second batch.
+      second_split = unroll.drawn_from(loss_split)
+      for split, column in {second_split: 2, "train": 0}.items():
+        split_keys = inner_keys[:, :, column].reshape(-1)
+        drawn[name][split] = {
+            "keys": jax.random.key_data(split_keys),
             "batches": jax.vmap(task.sample_batch, (0, None))(
-                own, data[name][split])}
-    return found
+                split_keys, data[name][split])}
+    return drawn
 
   draw = jax.jit(draw)
 

@@ -1,4 +1,4 @@
-"""Evolution strategies on whole episodes: unbiased, one update per episode.
+"""Evolution strategies on whole episodes: unbiased, one estimate per episode.
 
 Every outer step trains new pairs of networks from start to end.
 
@@ -22,23 +22,23 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
          curriculum: int = 0, loss: str = "mean", loss_split: str = "train",
          clip: float = 0.0, sign: float = 0.0, drop_nonfinite: bool = False
          ) -> base.GradientEstimator:
-  """ES on whole episodes of one task.
+  """Return ES on whole episodes of one task.
 
-  All copies of a device take the time of the longest episode among them.
+  On each device, all copies take the time of the longest episode among them.
 
   Args:
-    task: what is trained in the inner loop.
-    opt_fn: `opt_fn(theta, num_steps=length)` is the inner optimizer.
+    task: task of the inner loop.
+    opt_fn: `opt_fn(theta, num_steps=length)` returns the inner optimizer.
     std: standard deviation of eps.
-    truncation: lengths are multiples of it.
-    shortest: fewest inner steps of an episode.
-    longest: most inner steps of an episode.
+    truncation: lengths of episodes are multiples of truncation.
+    shortest: minimum length of an episode, in inner steps.
+    longest: maximum length of an episode, in inner steps.
     curriculum: see `truncation.lengths`.
-    loss: see `unroll.meta_loss`; over the whole episode.
+    loss: meta-loss of the whole episode, see `unroll.meta_loss`.
     loss_split: see `unroll.unroll`.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
-    drop_nonfinite: leave copies with a non-finite meta-loss out, and count
+    drop_nonfinite: leave out copies whose meta-loss is not finite, and count
       them in info["dropped"].
 
   Raises:
@@ -53,7 +53,7 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
     return jnp.zeros(len(keys), jnp.int32)  # outer steps
 
   def start(key, theta, outer_step):
-    """One copy: (eps, the two networks, the key of their batches)."""
+    """Begin an episode of one copy: (eps, networks [2], key of batches)."""
     params_key, length_key, eps_key, unroll_key = jax.random.split(key, 4)
     inner = unroll.start(task, opt_fn, theta, params_key,
                          lengths.sample(length_key, outer_step))
@@ -63,9 +63,10 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
   def estimate(keys, theta, state, data):
     eps, inner, keys = jax.vmap(start, (0, None, 0))(keys, theta, state)
     thetas = jax.vmap(perturb.antithetic, (None, 0))(theta, eps)
-    length = inner.length[:, 0]
+    length = inner.length[:, 0]  # [copies], the same for both networks
 
     def truncate(key, thetas, inner):
+      # A key for each truncation. The networks of a pair share it.
       key = jax.random.fold_in(key, inner.step[0])
       return jax.vmap(lambda theta, inner: unroll.unroll(
           task, opt_fn, theta, inner, key, data, truncation, loss_split))(
@@ -73,12 +74,13 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
 
     def body(carry):
       inner, total, diverged = carry
-      on = inner.step[:, 0] < length  # [copies]
+      active = inner.step[:, 0] < length  # [copies]
+      # Copies whose episode is over keep their results.
       pick = lambda new, old: jnp.where(
-          on.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+          active.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
       new, losses = jax.vmap(truncate)(keys, thetas, inner)
       value = unroll.meta_loss(task, losses, loss, new)  # [copies, 2]
-      if loss != "last":
+      if loss != "last":  # the mean over the episode, a truncation at a time
         value = total + value * (truncation / length)[:, None]
       bad = jnp.sum(~jnp.isfinite(losses), 2, dtype=jnp.float32)
       return (jax.tree.map(pick, new, inner), pick(value, total),

@@ -1,8 +1,8 @@
-"""Backpropagation through one truncation: exact there, blind to the past.
+"""Backpropagation through one truncation.
 
-The state that a truncation starts from counts as a constant, so how theta led
-there is not seen: little variance, and a bias towards what helps within a
-truncation.
+The gradient of a truncation's loss is exact, except that the state at its start
+counts as a constant: the effect of theta on this state is ignored. The variance
+is small. The bias favours a theta that helps within one truncation.
 
 Reference:
   Werbos, Backpropagation through time, 1990; Wu et al., Understanding
@@ -26,7 +26,7 @@ class State(NamedTuple):
   """State of one copy; leading axis [copies] outside the vmap.
 
   Attributes:
-    inner: the network in training.
+    inner: network in training.
     outer_step: estimates made so far, int32 scalar.
   """
 
@@ -39,21 +39,21 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, truncation: int = 25,
          stagger: bool = True, loss: str = "mean", loss_split: str = "train",
          remat: bool = False, drop_nonfinite: bool = False
          ) -> base.GradientEstimator:
-  """Truncated backpropagation on one task.
+  """Return truncated backpropagation for one task.
 
   Args:
-    task: what is trained in the inner loop.
-    opt_fn: `opt_fn(theta, num_steps=length)` is the inner optimizer.
+    task: task of the inner loop.
+    opt_fn: `opt_fn(theta, num_steps=length)` returns the inner optimizer.
     truncation: inner steps per estimate.
-    shortest: fewest inner steps of an episode.
-    longest: most inner steps of an episode.
+    shortest: minimum length of an episode, in inner steps.
+    longest: maximum length of an episode, in inner steps.
     curriculum: see `truncation.lengths`.
     stagger: see `truncation.lengths`.
     loss: see `unroll.meta_loss`.
     loss_split: see `unroll.unroll`.
-    remat: compute inner steps again on the way back instead of keeping what
-      they computed: memory for less than one step each, a third more time.
-    drop_nonfinite: leave copies with a non-finite meta-loss or gradient out,
+    remat: recompute each inner step in the backward pass instead of keeping
+      its intermediate results. Needs less memory and a third more time.
+    drop_nonfinite: leave out copies whose meta-loss or gradient is not finite,
       and count them in info["dropped"].
 
   Raises:
@@ -64,18 +64,21 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, truncation: int = 25,
       truncation, shortest, longest, curriculum, stagger)
 
   def init(keys, theta):
-    def one(key):
+    def init_copy(key):
       params_key, length_key = jax.random.split(key)
       return State(unroll.start(task, opt_fn, theta, params_key,
                                 lengths.first(length_key)), jnp.int32(0))
-    return jax.vmap(one)(keys)
+    return jax.vmap(init_copy)(keys)
 
   def truncate(theta, key, state, data):
+    """Run one truncation of one copy: (meta-loss, (state, losses [K]))."""
     params_key, length_key = jax.random.split(key)
     over = state.inner.step >= state.inner.length
     new = unroll.start(
         task, opt_fn, theta, params_key,
         lengths.sample(length_key, state.outer_step))
+    # Under vmap both branches are computed anyway: a new network is initialised
+    # in every truncation, and used where the episode is over.
     inner = jax.tree.map(
         lambda new, old: jnp.where(over, new, old), new, state.inner)
     inner, losses = unroll.unroll(
@@ -85,9 +88,10 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, truncation: int = 25,
         State(inner, state.outer_step + 1), losses)
 
   def estimate(keys, theta, state, data):
-    one = jax.value_and_grad(truncate, has_aux=True)
+    # With respect to theta, the first argument; `state` is a constant.
+    truncate_copy = jax.value_and_grad(truncate, has_aux=True)
     (meta_losses, (state, losses)), grads = jax.vmap(
-        one, (None, 0, 0, None))(theta, keys, state, data)
+        truncate_copy, (None, 0, 0, None))(theta, keys, state, data)
     out = backprop.estimate(
         grads, meta_losses, drop_nonfinite, unroll.counts(losses))
     return out, state

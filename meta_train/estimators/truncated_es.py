@@ -1,7 +1,8 @@
-"""Truncated evolution strategies: biased, and with little variance.
+"""Truncated evolution strategies: biased, with a small variance.
 
-Both networks of a pair start every truncation from the same state, that of the
-positive one, so how theta acts through earlier truncations is not seen.
+Both networks of a pair start each truncation from the same state, at which the
+network with theta + eps ended the last truncation. The estimate therefore
+misses the effect of theta through earlier truncations.
 
 Reference:
   Metz et al., Understanding and correcting pathologies in the training of
@@ -12,10 +13,8 @@ import functools
 
 from meta_train.estimators.shared import antithetic
 
-RULE = antithetic.Rule(
-    eps=lambda fresh, kept, begins: fresh,
-    direction=lambda eps, kept, begins: eps,
-    merge=True)
+NOISE = antithetic.Noise(
+    eps=antithetic.fresh_eps, direction=antithetic.eps_direction, merge=True)
 
-# make(task=..., opt_fn=..., **settings), see there.
-make = functools.partial(antithetic.make, "truncated_es", RULE)
+# make(task=..., opt_fn=..., **settings), see `antithetic.make`.
+make = functools.partial(antithetic.make, "truncated_es", NOISE)

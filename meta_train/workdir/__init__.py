@@ -1,1 +1,1 @@
-"""The files that a run writes to its workdir, and reads to go on."""
+"""Files of a run's workdir, which a resumed run reads again."""

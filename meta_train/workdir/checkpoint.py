@@ -13,55 +13,66 @@ from meta_train import base
 
 
 class Checkpointer:
-  """Saves states under `folder` and keeps the last `keep`.
+  """Saves states in a folder and keeps the newest ones.
 
-  A context manager, which at its end waits until all is written. A checkpoint
-  that was being written when the process died is ignored and removed; one that
-  was damaged later is noticed by its hash.
+  A context manager that waits at its end until everything is written. If the
+  process dies while it writes a checkpoint, the unfinished checkpoint is
+  ignored and removed later. Damage to a finished checkpoint is detected by its
+  hash.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int):
+    """Open or create the folder.
+
+    Args:
+      folder: folder of the checkpoints.
+      keep: number of checkpoints to keep.
+    """
     folder.mkdir(exist_ok=True)
     self._manager = ocp.CheckpointManager(
         folder.absolute(), options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=False, cleanup_tmp_directories=True,
-            # Of several processes, only the first one has a Checkpointer.
+            # Of several processes, only process 0 has a Checkpointer.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=0, active_processes={0},
                 barrier_sync_key_prefix="first")))
 
   def save(self, state: base.MetaState) -> None:
-    """Starts writing a state of host arrays; waits for an earlier one."""
+    """Start writing a state of host arrays, after earlier states are written.
+    """
     self._manager.save(int(state.step), args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         hash=ocp.args.JsonSave({"sha256": _hash(state)})))
 
   def restore_latest(self, like: base.MetaState) -> base.MetaState | None:
-    """The newest state that can be read, as host arrays; None if none is saved.
+    """Return the newest readable state, or None if there is no checkpoint.
 
-    Warns of checkpoints that cannot be read, and moves them to the folder
-    "damaged" once an earlier one could be.
+    Warns of each checkpoint that cannot be read. If an earlier one can be read,
+    the damaged ones are moved to the folder "damaged".
 
     Args:
-      like: gives shapes and dtypes.
+      like: tree with the shapes and dtypes of the state.
+
+    Returns:
+      A state of host arrays, or None.
 
     Raises:
-      OSError: there are checkpoints, but none that can be read.
+      OSError: there are checkpoints, but none of them can be read.
     """
     like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     damaged = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         state = self._restore(step, like)
-      # Whatever the libraries below raise at whatever the bytes have become.
+      # Damaged bytes can cause any exception in the libraries below.
       except Exception as e:  # pylint: disable=broad-except
         reason = (str(e).splitlines() or [""])[0][:200]
         print(f"Warning: the checkpoint of step {step} cannot be read "
               f"({type(e).__name__}: {reason}).", file=sys.stderr, flush=True)
         damaged.append(step)
         continue
-      for bad in damaged:
-        self._set_aside(bad)
+      for damaged_step in damaged:
+        self._set_aside(damaged_step)
       return state
     if damaged:
       raise OSError(
@@ -69,7 +80,8 @@ class Checkpointer:
           "Remove that folder to begin again.")
     return None
 
-  def _set_aside(self, step):
+  def _set_aside(self, step: int) -> None:
+    """Move the checkpoint of a step to the folder "damaged"."""
     folder = pathlib.Path(self._manager.directory)
     kept = folder.with_name("damaged")
     kept.mkdir(exist_ok=True)
@@ -77,22 +89,23 @@ class Checkpointer:
     (folder / str(step)).rename(kept / str(step))
     self._manager.reload()
 
-  def _restore(self, step, like):
-    found = self._manager.restore(step, args=ocp.args.Composite(
+  def _restore(self, step: int, like: base.MetaState) -> base.MetaState:
+    """Return the state of a step; raise OSError if its hash is wrong."""
+    restored = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(like), hash=ocp.args.JsonRestore()))
-    if _hash(found.state) != found.hash["sha256"]:
+    if _hash(restored.state) != restored.hash["sha256"]:
       raise OSError("its contents do not have the hash they were saved with")
-    return found.state
+    return restored.state
 
-  def __enter__(self):
+  def __enter__(self) -> "Checkpointer":
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     self._manager.close()
 
 
 def _hash(state: base.MetaState) -> str:
-  """sha256 of names, dtypes, shapes and bytes."""
+  """Return the sha256 of names, dtypes, shapes and bytes of all arrays."""
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(state):
     x = np.asarray(x)

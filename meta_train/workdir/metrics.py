@@ -1,27 +1,39 @@
-"""metrics.jsonl: one JSON object per line, in order of steps."""
+"""metrics.jsonl: one JSON object per line, in the order of steps."""
 
 import json
 import math
 import os
 import pathlib
 import time
+from typing import Any, TextIO
 
 
 class Writer:
-  """Appends to a metrics file; a context manager that closes it.
+  """Appends rows to a metrics file; a context manager that closes the file.
 
-  Rows past `step`, which a killed run wrote after its last checkpoint, and a
-  last line that it did not finish, are removed first. With no path, writes
-  nothing: one of several processes does it for all.
+  A killed run may have written rows after its last checkpoint, and an
+  unfinished last line. These are removed first.
   """
 
   def __init__(self, path: pathlib.Path | None, step: int,
                tensorboard: pathlib.Path | None = None):
+    """Open the file.
+
+    Args:
+      path: the metrics file. None: write nothing, as one of several processes
+        writes for all.
+      step: outer steps taken. Rows of later steps are removed.
+      tensorboard: folder for TensorBoard's files; None for none.
+
+    Raises:
+      ValueError: `tensorboard` is given, but tensorboardX is not installed.
+    """
     self._first, self._began = step, time.monotonic()
-    # A run that begins has no rows, not even of the time before the first step.
+    # A new run has no rows, not even the row of step 0: it is written again.
     self._rows = [row for row in read(path) if row["step"] <= step
                   ] if path and step else []
-    self._file = self._board = None
+    self._file: TextIO | None = None
+    self._board: Any = None
     if path is None:
       return
     new = path.with_name(f".{path.name}.new")
@@ -32,7 +44,7 @@ class Writer:
       self._board = _board(tensorboard)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Appends one row."""
+    """Append one row."""
     self._rows.append({"step": step, **values})
     if self._file is not None:
       self._file.write(json.dumps(self._rows[-1]) + "\n")
@@ -42,12 +54,16 @@ class Writer:
         self._board.add_scalar(name, value, step)
 
   def lowest(self, name: str) -> float:
-    """The least finite value of a metric so far; infinity if it has none."""
+    """Return the minimum finite value of a metric; infinity if it has none."""
     return min((row[name] for row in self._rows
                 if math.isfinite(row.get(name, math.inf))), default=math.inf)
 
   def summary(self, result: pathlib.Path) -> str:
-    """What a run did, in some lines."""
+    """Return a summary of the run, in some lines.
+
+    Args:
+      result: path of theta.safetensors.
+    """
     steps = [row for row in self._rows if row["step"]]
     last = steps[-1]
     new = [row for row in self._rows if row["step"] > self._first]
@@ -70,19 +86,19 @@ class Writer:
                    f"{best[1]} steps: {result.with_name('best.safetensors')}")
     return "\n".join([*lines, f"Wrote {result}"])
 
-  def __enter__(self):
+  def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     for file in (self._file, self._board):
       if file is not None:
         file.close()
 
 
-def _board(folder):
-  """A writer of TensorBoard's files."""
+def _board(folder: pathlib.Path) -> Any:
+  """Return a writer of TensorBoard's files."""
   try:
-    # Here, since it is an extra.
+    # Imported here, because tensorboardX is an optional dependency.
     from tensorboardX import SummaryWriter
   except ImportError as e:
     raise ValueError("--tensorboard needs tensorboardX: pip install "
@@ -90,9 +106,9 @@ def _board(folder):
   return SummaryWriter(str(folder))
 
 
-def read(path: pathlib.Path) -> list[dict]:
-  """Rows of a metrics file up to the first that is not whole."""
-  rows: list[dict] = []
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Return the rows of a metrics file, up to the first unfinished line."""
+  rows: list[dict[str, Any]] = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
       rows.append(json.loads(line))

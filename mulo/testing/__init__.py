@@ -1,21 +1,23 @@
-"""The optax contract: what a transformation must do to fit anyone's loop.
+"""The optax contract: checks that a transformation fits any training loop.
 
-With pytest, one line tests an optimizer:
+With pytest, three lines test an optimizer:
 
   @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda c: c.__name__)
   def test_contract(check):
     check(my_optimizer)
 
-A factory is a function that returns an `optax.GradientTransformation`; it is
-called without arguments, and with learning_rate, weight_decay or base_shapes
-(see `mulo.load`) if it has parameters of these names. Updates must be
-proportional to the learning rate. One that returns the same object whenever it
-is called without arguments lets the checks share compiled programs.
+`my_optimizer` is a factory: a function that returns an
+`optax.GradientTransformation`. A check calls the factory without arguments, or
+with learning_rate, weight_decay or base_shapes (see `mulo.load`) if the factory
+has parameters of these names. Updates must be proportional to the learning
+rate. A factory should return the same object from each call without arguments:
+the checks then share compiled programs.
 
-Each check raises AssertionError that says what is wrong, and
-`unittest.SkipTest` (which pytest reports as skipped) where it cannot be made:
-the factory does not take what it is about, a package is missing, or there are
-fewer than 8 devices; `jax.config.update("jax_num_cpu_devices", 8)` makes them.
+A check raises AssertionError, with a message about the fault, if it fails. It
+raises `unittest.SkipTest` (which pytest reports as skipped) if it cannot be
+made: the factory lacks the parameter that the check is about, a package is
+missing, or there are fewer than 8 devices.
+`jax.config.update("jax_num_cpu_devices", 8)` makes 8 devices of the CPU.
 """
 
 import unittest
@@ -39,22 +41,22 @@ CHECKS: tuple[kit.Check, ...] = (
 
 
 def run(factory: kit.Factory) -> dict[str, str | None]:
-  """Every check of one optimizer.
+  """Run all checks on one optimizer.
 
   Args:
     factory: see the module docstring.
 
   Returns:
-    {name of the check: None if passed, else what is wrong, or "skipped: " and
-    why}.
+    {name of the check: result}. The result is None if the check passed, the
+    error message if it failed, or "skipped: " and the reason.
   """
-  found: dict[str, str | None] = {}
+  results: dict[str, str | None] = {}
   for check in CHECKS:
     try:
       check(factory)
-      found[check.__name__] = None
+      results[check.__name__] = None
     except unittest.SkipTest as e:
-      found[check.__name__] = f"skipped: {e}"
+      results[check.__name__] = f"skipped: {e}"
     except AssertionError as e:
-      found[check.__name__] = str(e)
-  return found
+      results[check.__name__] = str(e)
+  return results

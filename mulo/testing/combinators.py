@@ -1,6 +1,7 @@
-"""Contract: what is put around a transformation in optax."""
+"""Contract: the wrappers that optax puts around a transformation."""
 
 import functools
+from typing import Any
 import unittest
 
 import jax
@@ -12,19 +13,19 @@ from mulo.testing import kit
 
 
 @kit.contract
-def chain(factory):
-  """`optax.chain` with links before and after, compiled as one."""
+def chain(factory: kit.Factory) -> None:
+  """`optax.chain` with links before and after, compiled as one program."""
   params = kit.tree(0)
   tx = kit.make(factory, params)
   grads = [kit.tree(1), kit.tree(2)]
-  found = kit.updates(optax.chain(optax.scale(2.0), tx, optax.scale(-0.5)),
-                      params, grads)
+  actual = kit.updates(optax.chain(optax.scale(2.0), tx, optax.scale(-0.5)),
+                       params, grads)
   expected = kit.updates(tx, params, [kit.scaled(g, 2.0) for g in grads])
-  kit.same(found, kit.scaled(expected, -0.5), "the second link of a chain")
+  kit.same(actual, kit.scaled(expected, -0.5), "the second link of a chain")
 
 
 @kit.contract
-def extra_args(factory):
+def extra_args(factory: kit.Factory) -> None:
   """`value=` and unknown extra arguments are used or ignored."""
   params = kit.tree(0)
   tx = kit.make(factory, params)
@@ -37,48 +38,59 @@ def extra_args(factory):
                 f"that it is missing: {e}")
 
 
+def _only_a(tree: kit.Tree) -> kit.Tree:
+  """Return a mask of kit.SHAPES: the parameters of "a"."""
+  return {"a": jax.tree.map(lambda _: True, tree["a"]),
+          "c": jax.tree.map(lambda _: False, tree["c"])}
+
+
+def _all_but_v(tree: kit.Tree) -> kit.Tree:
+  """Return a mask of kit.SHAPES: all parameters but "a/v"."""
+  return {**jax.tree.map(lambda _: True, tree), "a": {"w": True, "v": False}}
+
+
+def _nothing(tree: kit.Tree) -> kit.Tree:
+  """Return a mask without any parameter."""
+  return jax.tree.map(lambda _: False, tree)
+
+
 @kit.contract
-def masked(factory):
-  """`optax.masked`: a part of the tree, a part of a part, and nothing."""
+def masked(factory: kit.Factory) -> None:
+  """`optax.masked` with a part of the tree, nested, and with an empty part."""
   params, grads = kit.tree(0), kit.tree(1)
   tx = kit.compiled(kit.make(factory, params))
-  first = lambda tree: {"a": jax.tree.map(lambda _: True, tree["a"]),
-                        "c": jax.tree.map(lambda _: False, tree["c"])}
-  second = lambda tree: {**jax.tree.map(lambda _: True, tree), "a": {
-      "w": True, "v": False}}
-  nothing = lambda tree: jax.tree.map(lambda _: False, tree)
 
-  def updates(tx):
+  def updates(tx: optax.GradientTransformationExtraArgs) -> kit.Tree:
     return tx.update(grads, tx.init(params), params, value=kit.VALUE)[0]
 
   part = {"a": params["a"]}
   alone = tx.update({"a": grads["a"]}, tx.init(part), part, value=kit.VALUE)[0]
-  kit.same(updates(optax.masked(tx, first)), {**alone, "c": grads["c"]},
+  kit.same(updates(optax.masked(tx, _only_a)), {**alone, "c": grads["c"]},
            "partial")
-  nested = updates(optax.masked(optax.masked(tx, second), first))
+  nested = updates(optax.masked(optax.masked(tx, _all_but_v), _only_a))
   kit.same([nested["a"]["v"], nested["c"]], [grads["a"]["v"], grads["c"]],
-           "nested, what is left out")
+           "nested, the parameters left out")
   kit.require(not np.allclose(nested["a"]["w"], grads["a"]["w"]),
               "nested: a parameter was left out that should not be")
-  kit.same(updates(optax.masked(tx, nothing)), grads, "empty")
+  kit.same(updates(optax.masked(tx, _nothing)), grads, "empty")
 
 
 @kit.contract
-def multi_transform(factory):
-  """`optax.partition`, with a group that has no parameters, too."""
+def multi_transform(factory: kit.Factory) -> None:
+  """`optax.partition` with three groups, one of them without parameters."""
   params, grads = kit.tree(0), kit.tree(1)
   tx = kit.compiled(kit.make(factory, params))
   whole = optax.partition(
       {"ours": tx, "other": optax.sgd(0.5), "empty": tx},
       {"a": {"w": "ours", "v": "ours"}, "c": {"w": "other"}})
-  found, _ = whole.update(grads, whole.init(params), params, value=kit.VALUE)
+  actual, _ = whole.update(grads, whole.init(params), params, value=kit.VALUE)
   part = {"a": params["a"]}
   alone = tx.update({"a": grads["a"]}, tx.init(part), part, value=kit.VALUE)[0]
-  kit.same(found, {**alone, "c": kit.scaled(grads["c"], -0.5)}, "groups")
+  kit.same(actual, {**alone, "c": kit.scaled(grads["c"], -0.5)}, "groups")
 
 
 @kit.contract
-def inject_hyperparams(factory):
+def inject_hyperparams(factory: kit.Factory) -> None:
   """`optax.inject_hyperparams` on learning_rate and weight_decay."""
   if not kit.takes(factory, "learning_rate"):
     raise unittest.SkipTest("the factory takes no learning_rate")
@@ -89,60 +101,68 @@ def inject_hyperparams(factory):
       **kit.settings(factory, params, **values))
   state, update = tx.init(params), jax.jit(tx.update)
 
-  def updates(**changes):
+  def updates(**changes: float) -> kit.Tree:
+    """Return the updates after a change of hyperparameters in the state."""
     hyperparams = {**state.hyperparams, **{
         name: jnp.asarray(value, state.hyperparams[name].dtype)
         for name, value in changes.items()}}
     return update(grads, state._replace(hyperparams=hyperparams), params,
                   value=kit.VALUE)[0]
 
+  def effect_of_decay(decay: float) -> kit.Tree:
+    return jax.tree.map(
+        jnp.subtract, updates(weight_decay=decay), updates(weight_decay=0.0))
+
   plain = updates()
   kit.same(updates(learning_rate=1.0), kit.scaled(plain, 2),
            "twice learning_rate")
   if decays:
-    effect = lambda decay: jax.tree.map(
-        jnp.subtract, updates(weight_decay=decay), updates(weight_decay=0.0))
-    kit.same(effect(2.0)["c"], kit.scaled(effect(1.0)["c"], 2),
-             "twice weight_decay")
-    kit.require(np.max(np.abs(effect(1.0)["c"]["w"])) > 0,
+    kit.same(effect_of_decay(2.0)["c"],
+             kit.scaled(effect_of_decay(1.0)["c"], 2), "twice weight_decay")
+    kit.require(np.max(np.abs(effect_of_decay(1.0)["c"]["w"])) > 0,
                 "weight_decay changes nothing")
 
 
+def _norm(tree: kit.Tree) -> Any:
+  """Return the Euclidean norm of all entries together."""
+  return sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree))**0.5
+
+
 @kit.contract
-def schedules(factory):
+def schedules(factory: kit.Factory) -> None:
   """A schedule as learning_rate."""
   if not kit.takes(factory, "learning_rate"):
     raise unittest.SkipTest("the factory takes no learning_rate")
   params, grads = kit.tree(0), [kit.tree(1), kit.tree(2)]
-  found = kit.updates(kit.make(factory, params, learning_rate=lambda t: 0.5**t),
-                      params, grads)
+  actual = kit.updates(
+      kit.make(factory, params, learning_rate=lambda t: 0.5**t), params, grads)
   plain = kit.updates(kit.make(factory, params), params, grads)
-  # The factory's own learning rate is not known.
-  size = lambda tree: sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree))**0.5
-  rate = size(found[0]) / size(plain[0])
-  kit.same(found, [kit.scaled(plain[0], rate),
-                   kit.scaled(plain[1], 0.5 * rate)],
+  # The default learning rate of the factory is unknown. The first update, at
+  # a rate of 1, shows its inverse.
+  rate = _norm(actual[0]) / _norm(plain[0])
+  kit.same(actual, [kit.scaled(plain[0], rate),
+                    kit.scaled(plain[1], 0.5 * rate)],
            "learning rates of 1 and 1/2")
 
 
 @kit.contract
-def multi_steps(factory):
+def multi_steps(factory: kit.Factory) -> None:
   """`optax.MultiSteps`: an update after every second gradient."""
   params, grads = kit.tree(0), [kit.tree(1), kit.tree(2)]
   tx = kit.make(factory, params)
-  found = kit.updates(optax.MultiSteps(tx, 2).gradient_transformation(), params,
-                      grads)
-  kit.same(found[0], kit.scaled(params, 0), "updates after one gradient")
+  actual = kit.updates(optax.MultiSteps(tx, 2).gradient_transformation(),
+                       params, grads)
+  kit.same(actual[0], kit.scaled(params, 0), "updates after one gradient")
   mean = jax.tree.map(lambda x, y: (x + y) / 2, *grads)
-  kit.same(found[1], kit.updates(tx, params, [mean])[0], "updates of the mean")
+  kit.same(actual[1], kit.updates(tx, params, [mean])[0], "updates of the mean")
 
 
 @kit.contract
-def apply_if_finite(factory):
+def apply_if_finite(factory: kit.Factory) -> None:
   """`optax.apply_if_finite`: a gradient of NaN leaves no trace."""
   params, grads = kit.tree(0), kit.tree(1)
   tx = kit.make(factory, params)
-  found = kit.updates(optax.apply_if_finite(tx, 5), params,
-                      [kit.scaled(grads, np.nan), grads])
-  kit.same(found[0], kit.scaled(params, 0), "updates from NaN")
-  kit.same(found[1], kit.updates(tx, params, [grads])[0], "updates after NaN")
+  actual = kit.updates(optax.apply_if_finite(tx, 5), params,
+                       [kit.scaled(grads, np.nan), grads])
+  kit.same(actual[0], kit.scaled(params, 0), "updates from NaN")
+  kit.same(actual[1], kit.updates(tx, params, [grads])[0], "updates after NaN")

@@ -1,7 +1,9 @@
 """Contract: several devices, and checkpoints."""
 
+import contextlib
 import pathlib
 import tempfile
+from typing import Any
 import unittest
 
 import jax
@@ -10,41 +12,50 @@ import optax
 
 from mulo.testing import kit
 
+_spec: Any = jax.sharding.PartitionSpec  # which jax has no types for
 
-def _split(factory, kind) -> None:
-  """Two steps on a mesh of 4 x 2 devices; nothing is split otherwise after."""
+
+def _two_steps(tx: optax.GradientTransformationExtraArgs, params: kit.Tree,
+               grads: kit.Tree) -> tuple[kit.Tree, kit.Tree, kit.Tree]:
+  """Take two steps with the same gradient.
+
+  Returns:
+    ((params, state) before, (params, state) after, last updates).
+  """
+  start = params, tx.init(params)
+  state = start[1]
+  for _ in range(2):
+    updates, state = jax.jit(tx.update)(grads, state, params, value=kit.VALUE)
+    params = jax.jit(optax.apply_updates)(params, updates)
+  return start, (params, state), updates
+
+
+def _split(factory: kit.Factory, kind: jax.sharding.AxisType) -> None:
+  """Check two steps on a mesh of 4 x 2 devices.
+
+  Raises:
+    AssertionError: updates on the mesh and on one device differ, state is not
+      split like its parameter, or a step changes how an array is split.
+    SkipTest: fewer than 8 devices.
+  """
   if len(jax.devices()) < 8:
     raise unittest.SkipTest("needs 8 devices")
-  spec = jax.sharding.PartitionSpec
   mesh = jax.sharding.Mesh(
       np.array(jax.devices()[:8]).reshape(4, 2), ("x", "y"),
       axis_types=(kind, kind))
   explicit = kind == jax.sharding.AxisType.Explicit
-  # On explicit axes, two of one shape may be split in different ways.
+  # With explicit axes, arrays of one shape may be split in different ways.
   shapes = {"b": (16,), "kernel": (2, 8, 12), "other": (2, 8, 12)}
-  specs = {"b": spec(("x", "y")), "kernel": spec(None, "x", "y"),
-           "other": spec(None, *("yx" if explicit else "xy"))}
-  whole = kit.tree(0, shapes), kit.tree(1, shapes)
-  tx = kit.make(factory, whole[0])
-
-  def two(place):
-    params, grads = map(place, whole)
-    start = params, tx.init(params)
-    state = start[1]
-    for _ in range(2):
-      updates, state = jax.jit(tx.update)(grads, state, params, value=kit.VALUE)
-      params = jax.jit(optax.apply_updates)(params, updates)
-    return start, (params, state), updates
-
-  expected = two(lambda tree: tree)[2]
-  place = lambda tree: {
-      name: jax.device_put(x, jax.sharding.NamedSharding(mesh, specs[name]))
-      for name, x in tree.items()}
-  if explicit:
-    with jax.set_mesh(mesh):
-      before, after, updates = two(place)
-  else:
-    before, after, updates = two(place)
+  specs = {"b": _spec(("x", "y")), "kernel": _spec(None, "x", "y"),
+           "other": _spec(None, *("yx" if explicit else "xy"))}
+  params, grads = kit.tree(0, shapes), kit.tree(1, shapes)
+  tx = kit.make(factory, params)
+  expected = _two_steps(tx, params, grads)[2]
+  # Explicit axes are part of types, which need the mesh; automatic axes do not.
+  with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
+    before, after, updates = _two_steps(tx, *(
+        {name: jax.device_put(x, jax.sharding.NamedSharding(mesh, specs[name]))
+         for name, x in tree.items()} for tree in (params, grads)))
   kit.same(jax.device_get(updates), jax.device_get(expected),
            "updates on a mesh")
   _follows(before[1], before[0])
@@ -55,14 +66,15 @@ def _split(factory, kind) -> None:
                 f"after two steps as {y.sharding}")
 
 
-def _follows(state, params) -> None:
-  """Raises unless state with the axes of a parameter is split as it is.
+def _follows(state: kit.Tree, params: kit.Tree) -> None:
+  """Raise unless state with the axes of a parameter is split like it.
 
-  As one of those of its shape, if there are several: they may be stacked.
+  State may have further leading axes. If several parameters have the same axes,
+  the state must be split like one of the parameters: it may be their stack.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(state):
     wanted = [
-        jax.sharding.NamedSharding(p.sharding.mesh, jax.sharding.PartitionSpec(
+        jax.sharding.NamedSharding(p.sharding.mesh, _spec(
             *[None] * (x.ndim - p.ndim), *p.sharding.spec))
         for p in params.values()
         if x.ndim >= p.ndim and x.shape[x.ndim - p.ndim:] == p.shape]
@@ -74,21 +86,21 @@ def _follows(state, params) -> None:
 
 
 @kit.contract
-def sharding_automatic(factory):
-  """State is split as parameters are, and stays; automatic mesh axes."""
+def sharding_automatic(factory: kit.Factory) -> None:
+  """State is split like its parameters and stays so; automatic mesh axes."""
   _split(factory, jax.sharding.AxisType.Auto)
 
 
 @kit.contract
-def sharding_explicit(factory):
-  """State is split as parameters are, and stays; explicit mesh axes."""
+def sharding_explicit(factory: kit.Factory) -> None:
+  """State is split like its parameters and stays so; explicit mesh axes."""
   _split(factory, jax.sharding.AxisType.Explicit)
 
 
 @kit.contract
-def checkpoint(factory):
+def checkpoint(factory: kit.Factory) -> None:
   """The state, saved by orbax, comes back with the same bits."""
-  orbax = kit.package("orbax.checkpoint")
+  orbax: Any = kit.package("orbax.checkpoint")
   params = kit.tree(0)
   tx = kit.make(factory, params)
   _, state = jax.jit(tx.update)(params, tx.init(params), params,
@@ -98,9 +110,9 @@ def checkpoint(factory):
     with orbax.StandardCheckpointer() as checkpointer:
       checkpointer.save(path, state)
       checkpointer.wait_until_finished()
-      found = checkpointer.restore(path, jax.eval_shape(tx.init, params))
-  kit.same_types(found, state, "the state restored")
-  for (name, x), y in zip(jax.tree_util.tree_leaves_with_path(found),
+      restored = checkpointer.restore(path, jax.eval_shape(tx.init, params))
+  kit.same_types(restored, state, "the state restored")
+  for (name, x), y in zip(jax.tree_util.tree_leaves_with_path(restored),
                           jax.tree.leaves(state)):
     kit.require(np.asarray(x).tobytes() == np.asarray(y).tobytes(),
                 f"{jax.tree_util.keystr(name)} was {y}, came back as {x}")

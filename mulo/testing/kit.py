@@ -1,8 +1,9 @@
-"""What the checks of the contract are made of."""
+"""Parts that the checks of the contract share."""
 
 import functools
 import importlib
 import inspect
+from types import ModuleType
 from typing import Any, Callable
 import unittest
 
@@ -13,17 +14,21 @@ import optax
 
 Factory = Callable[..., optax.GradientTransformation]
 Check = Callable[[Factory], None]
-VALUE = np.float32(0.7)  # the loss, for optimizers that want it
-TOLERANCE = 1e-3  # of updates, relative to the largest: programs may differ
-# Most checks have matrices of one shape, because what they cost is compilation.
+Tree = Any  # pytree of arrays
+struct: Any = jax.ShapeDtypeStruct  # which jax has no types for
+VALUE = np.float32(0.7)  # the loss, for optimizers that read it
+# Of updates, relative to the largest one. Two programs of the same formula may
+# round differently.
+TOLERANCE = 1e-3
+# Most checks use matrices of one shape, because compilation takes most time.
 SHAPES = {"a": {"w": (3, 4), "v": (3, 4)}, "c": {"w": (3, 4)}}
 RANKS = {"scalar": (), "vector": (5,), "matrix": (3, 4), "kernel": (2, 3, 4)}
 
 
 def contract(fn: Check) -> Check:
-  """Turns whatever a check raises into an AssertionError."""
+  """Decorate a check: turn any error inside into an AssertionError."""
   @functools.wraps(fn)
-  def check(factory):
+  def check(factory: Factory) -> None:
     try:
       fn(factory)
     except (AssertionError, unittest.SkipTest):
@@ -34,14 +39,14 @@ def contract(fn: Check) -> Check:
   return check
 
 
-def require(condition, message: str) -> None:
-  """Raises AssertionError unless the condition holds."""
+def require(condition: Any, message: str) -> None:
+  """Raise AssertionError unless the condition holds."""
   if not condition:
     raise AssertionError(message)
 
 
-def package(name: str):
-  """The module; raises SkipTest where it is not installed."""
+def package(name: str) -> ModuleType:
+  """Return a module; raise SkipTest if it is not installed."""
   try:
     return importlib.import_module(name)
   except ImportError as e:
@@ -49,27 +54,32 @@ def package(name: str):
 
 
 def takes(factory: Factory, name: str) -> bool:
-  """Whether a factory has a parameter of this name."""
+  """Return whether a factory has a parameter of this name."""
   return name in inspect.signature(factory).parameters
 
 
-def settings(factory: Factory, params, **given) -> dict:
-  """The settings, and the shapes at another width if the factory takes them."""
+def _wider(x: Any) -> Any:
+  """Return the description of x with one more entry along its last axis."""
+  shape = x.shape[:-1] + (x.shape[-1] + 1,) if x.shape else x.shape
+  return struct(shape, x.dtype)
+
+
+def settings(factory: Factory, params: Tree, **given: Any) -> dict[str, Any]:
+  """Return the given settings, and base_shapes if the factory takes them."""
   if takes(factory, "base_shapes"):
-    wider = lambda shape: shape[:-1] + (shape[-1] + 1,) if shape else shape
-    given["base_shapes"] = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(wider(x.shape), x.dtype), params)
+    given["base_shapes"] = jax.tree.map(_wider, params)
   return given
 
 
-def make(factory: Factory, params, **given):
-  """The transformation, for parameters of these shapes."""
+def make(factory: Factory, params: Tree, **given: Any
+         ) -> optax.GradientTransformationExtraArgs:
+  """Return the transformation of a factory, for parameters like `params`."""
   return optax.with_extra_args_support(
       factory(**settings(factory, params, **given)))
 
 
-def tree(seed: int, shapes: Any = None, dtype: Any = np.float32):
-  """Normal arrays of the given shapes (default: SHAPES)."""
+def tree(seed: int, shapes: Any = None, dtype: Any = np.float32) -> Tree:
+  """Return normal arrays of the given shapes (default: SHAPES)."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
       lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
@@ -77,56 +87,77 @@ def tree(seed: int, shapes: Any = None, dtype: Any = np.float32):
       is_leaf=lambda x: isinstance(x, tuple))
 
 
-def compiled(tx):
-  """The same, its update compiled whatever is around it."""
+def compiled(tx: optax.GradientTransformationExtraArgs
+             ) -> optax.GradientTransformationExtraArgs:
+  """Return `tx` with its update compiled by itself, wherever it is called."""
   return optax.GradientTransformationExtraArgs(tx.init, jax.jit(tx.update))
 
 
-def updates(tx, params, grads: list) -> list:
-  """Updates for each of the gradients in turn, at the same parameters."""
-  state, found = tx.init(params), []
+def updates(tx: Any, params: Tree, grads: list[Tree]) -> list[Tree]:
+  """Return the update for each gradient in turn; the parameters stay."""
+  state, sequence = tx.init(params), []
   update = jax.jit(tx.update)
   for grad in grads:
     updates, state = update(grad, state, params, value=VALUE)
-    found.append(updates)
-  return found
+    sequence.append(updates)
+  return sequence
 
 
-def same_tree(found, expected, what: str) -> None:
-  """Raises unless trees have the same structure."""
-  after: Any = jax.tree.structure(found)
-  before: Any = jax.tree.structure(expected)
-  require(after == before, f"{what}: the tree is {after}, it must be {before}")
+def same_tree(actual: Tree, expected: Tree, subject: str) -> None:
+  """Raise AssertionError unless trees have the same structure.
+
+  Args:
+    actual: a tree.
+    expected: the tree that it is compared to.
+    subject: name of the tree, for the message.
+  """
+  structure: Any = jax.tree.structure(actual)
+  wanted: Any = jax.tree.structure(expected)
+  require(structure == wanted,
+          f"{subject}: the tree is {structure}, it must be {wanted}")
 
 
-def same(found, expected, what: str) -> None:
-  """Raises unless trees agree up to rounding."""
-  same_tree(found, expected, what)
-  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found),
+def same(actual: Tree, expected: Tree, subject: str) -> None:
+  """Raise AssertionError unless trees agree up to TOLERANCE.
+
+  Args:
+    actual: a tree.
+    expected: the tree that it is compared to.
+    subject: name of the tree, for the message.
+  """
+  same_tree(actual, expected, subject)
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(actual),
                           jax.tree.leaves(expected)):
     x, y = (np.asarray(z, np.float32) for z in (x, y))
     name = jax.tree_util.keystr(path)
     require(x.shape == y.shape,
-            f"{what}: {name} has shape {x.shape}, it must be {y.shape}")
-    require(np.allclose(x, y, rtol=0, atol=TOLERANCE * np.max(
-        np.abs(y), initial=1e-30)), f"{what}: {name} is {x}, it must be {y}")
+            f"{subject}: {name} has shape {x.shape}, it must be {y.shape}")
+    limit = TOLERANCE * np.max(np.abs(y), initial=1e-30)
+    require(np.allclose(x, y, rtol=0, atol=limit),
+            f"{subject}: {name} is {x}, it must be {y}")
 
 
-def types(tree) -> dict[str, tuple]:
-  """{path: (shape, dtype)}."""
+def types(tree: Tree) -> dict[str, tuple[Any, Any]]:
+  """Return {path: (shape, dtype)}."""
   return {jax.tree_util.keystr(path): (x.shape, jnp.dtype(x.dtype))
           for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def same_types(found, expected, what: str) -> None:
-  """Raises unless trees agree in their paths, shapes and dtypes."""
-  found, expected = types(found), types(expected)
-  for name in sorted({*found, *expected}):
-    require(found.get(name) == expected.get(name),
-            f"{what}: {name} is {found.get(name)}, it must be "
+def same_types(actual: Tree, expected: Tree, subject: str) -> None:
+  """Raise AssertionError unless trees agree in paths, shapes and dtypes.
+
+  Args:
+    actual: a tree.
+    expected: the tree that it is compared to.
+    subject: name of the tree, for the message.
+  """
+  actual, expected = types(actual), types(expected)
+  for name in sorted({*actual, *expected}):
+    require(actual.get(name) == expected.get(name),
+            f"{subject}: {name} is {actual.get(name)}, it must be "
             f"{expected.get(name)} (shape, dtype)")
 
 
-def scaled(tree, factor):
-  """The tree times a factor."""
-  return jax.tree.map(lambda x: factor * x, tree)
+def scaled(tree: Tree, multiplier: Any) -> Tree:
+  """Return the tree with all entries multiplied."""
+  return jax.tree.map(lambda x: multiplier * x, tree)

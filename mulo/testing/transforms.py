@@ -1,6 +1,7 @@
 """Contract: the transformations of JAX."""
 
 import functools
+from typing import Any
 import warnings
 
 import jax
@@ -11,16 +12,17 @@ import optax
 from mulo.testing import kit
 
 
-def _scan(factory, dtype):
+def _scan(factory: kit.Factory, dtype: Any) -> None:
+  """Raise unless steps in a scan keep all shapes and dtypes."""
   params, grads = kit.tree(0, dtype=dtype), kit.tree(1, dtype=dtype)
   tx = kit.make(factory, params)
   state = tx.init(params)
-  step = lambda state: tx.update(grads, state, params, value=kit.VALUE)
-  updates, after = jax.eval_shape(step, state)
+  updates, after = jax.eval_shape(
+      lambda state: tx.update(grads, state, params, value=kit.VALUE), state)
   kit.same_types(updates, params, "updates")
   kit.same_types(after, state, "the state after a step")
 
-  def body(carry, _):
+  def body(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
     params, state = carry
     updates, state = tx.update(grads, state, params, value=kit.VALUE)
     return (optax.apply_updates(params, updates), state), None
@@ -33,59 +35,63 @@ def _scan(factory, dtype):
 
 
 @kit.contract
-def scan_float32(factory):
-  """`jax.lax.scan` in float32; shapes and dtypes of the state stay."""
+def scan_float32(factory: kit.Factory) -> None:
+  """`jax.lax.scan` in float32; the state keeps its shapes and dtypes."""
   _scan(factory, jnp.float32)
 
 
 @kit.contract
-def scan_bfloat16(factory):
-  """`jax.lax.scan` in bfloat16; shapes and dtypes of the state stay."""
+def scan_bfloat16(factory: kit.Factory) -> None:
+  """`jax.lax.scan` in bfloat16; the state keeps its shapes and dtypes."""
   _scan(factory, jnp.bfloat16)
 
 
 @kit.contract
-def jit(factory):
+def jit(factory: kit.Factory) -> None:
   """`jax.jit` with donation; the second call compiles nothing."""
   params, grads = kit.tree(0, kit.RANKS), kit.tree(1, kit.RANKS)
   tx = kit.make(factory, params)
-  traces: list[None] = []
+  traces: list[None] = []  # one entry for each compilation
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, state, grads):
+  def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
     traces.append(None)
     updates, state = tx.update(grads, state, params, value=kit.VALUE)
     return optax.apply_updates(params, updates), state
 
   state = tx.init(params)
   with warnings.catch_warnings():
+    # JAX warns if a donated array is not used, such as one that is in the
+    # state twice.
     warnings.filterwarnings("error", message=".*donated buffers.*")
     for _ in range(2):
       params, state = step(params, state, grads)
-  jax.block_until_ready(params)
+  jax.tree.map(lambda x: x.block_until_ready(), params)
   kit.require(len(traces) == 1, "the second call was compiled again: types of "
               f"the state changed, now {jax.tree.map(jax.typeof, state)}")
 
 
 @kit.contract
-def vmap(factory):
+def vmap(factory: kit.Factory) -> None:
   """`jax.vmap` over replicas of a network."""
   replicas = [kit.tree(0), kit.tree(1)]
   tx = kit.make(factory, replicas[0])
   stack = jax.tree.map(lambda *x: jnp.stack(x), *replicas)
-  first = lambda params: tx.update(
-      params, tx.init(params), params, value=kit.VALUE)[0]
-  together = jax.jit(jax.vmap(first))(stack)
+
+  def first_update(params: Any) -> Any:
+    return tx.update(params, tx.init(params), params, value=kit.VALUE)[0]
+
+  together = jax.jit(jax.vmap(first_update))(stack)
   for i, params in enumerate(replicas):
     kit.same(jax.tree.map(lambda x: x[i], together),
              kit.updates(tx, params, [params])[0], f"replica {i}")
 
 
 @kit.contract
-def eval_shape(factory):
-  """`jax.eval_shape` of init tells the state."""
+def eval_shape(factory: kit.Factory) -> None:
+  """`jax.eval_shape` of init gives the shapes and dtypes of the state."""
   params = kit.tree(0)
   tx = kit.make(factory, params)
-  found = jax.eval_shape(tx.init, jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
-  kit.same_types(found, tx.init(params), "the state by eval_shape")
+  shapes = jax.tree.map(lambda x: kit.struct(x.shape, x.dtype), params)
+  kit.same_types(jax.eval_shape(tx.init, shapes), tx.init(params),
+                 "the state by eval_shape")

@@ -1,4 +1,4 @@
-"""Contract: parameter trees, of every library and without arrays."""
+"""Contract: parameter trees of every library, and trees without arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from mulo.testing import kit
 
 
 @kit.contract
-def empty_leaves(factory):
+def empty_leaves(factory: kit.Factory) -> None:
   """Parameters without elements, None, and a tree without parameters."""
   params = {"w": kit.tree(0)["c"]["w"], "empty": jnp.ones((0, 3)), "none": None}
   tx = kit.make(factory, params)
@@ -21,7 +21,7 @@ def empty_leaves(factory):
 
 
 @kit.contract
-def scalars(factory):
+def scalars(factory: kit.Factory) -> None:
   """Parameters without axes."""
   params = {"gain": jnp.float32(2.0)}
   tx = kit.make(factory, params)
@@ -30,8 +30,8 @@ def scalars(factory):
   kit.require(np.isfinite(updates["gain"]), f"the update is {updates['gain']}")
 
 
-def _moves(tx, params) -> None:
-  """Raises unless a step changes every array of a tree, and its types not."""
+def _moves(tx: optax.GradientTransformationExtraArgs, params: kit.Tree) -> None:
+  """Raise unless a step changes each array and keeps its shape and dtype."""
   tx = kit.compiled(tx)
   grads = jax.tree.map(jnp.ones_like, params)
   updates, _ = tx.update(grads, tx.init(params), params, value=kit.VALUE)
@@ -44,7 +44,7 @@ def _moves(tx, params) -> None:
 
 
 @kit.contract
-def flax_linen(factory):
+def flax_linen(factory: kit.Factory) -> None:
   """Variables of a flax.linen module, also frozen."""
   flax, linen = kit.package("flax"), kit.package("flax.linen")
   params = linen.Dense(4, use_bias=False).init(
@@ -54,23 +54,23 @@ def flax_linen(factory):
 
 
 @kit.contract
-def flax_nnx(factory):
+def flax_nnx(factory: kit.Factory) -> None:
   """A flax.nnx module in `nnx.Optimizer`."""
   nnx = kit.package("flax.nnx")
   model = nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0))
   tx = kit.make(factory, nnx.state(model, nnx.Param))
   optimizer = nnx.Optimizer(model, kit.compiled(tx), wrt=nnx.Param)
-  before = np.asarray(model.kernel[...])
+  old = np.asarray(model.kernel[...])
   grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones((2, 3)))**2))(model)
-  optimizer.update(model, grads, value=kit.VALUE)
-  after = np.asarray(model.kernel[...])
-  kit.require(np.all(np.isfinite(after)) and not np.array_equal(before, after),
-              f"a step from {before} led to {after}")
+  optimizer.update(model, grads, value=kit.VALUE)  # changes the model
+  new = np.asarray(model.kernel[...])
+  kit.require(np.all(np.isfinite(new)) and not np.array_equal(old, new),
+              f"a step from {old} led to {new}")
 
 
 @kit.contract
-def equinox(factory):
-  """An equinox module, with None for what is no parameter."""
+def equinox(factory: kit.Factory) -> None:
+  """An equinox module, with None in place of everything but parameters."""
   eqx = kit.package("equinox")
   model = eqx.nn.Sequential([
       eqx.nn.Linear(4, 3, use_bias=False, key=jax.random.key(0)),
@@ -80,15 +80,15 @@ def equinox(factory):
 
 
 @kit.contract
-def haiku(factory):
-  """Dicts as haiku has them, with slashes in their names."""
+def haiku(factory: kit.Factory) -> None:
+  """Nested dicts of haiku, with slashes in the names."""
   params = {"mlp/~/linear_0": kit.tree(0)["a"]}
   _moves(kit.make(factory, params), params)
 
 
 @kit.contract
-def params_none(factory):
-  """Without params: works, or raises ValueError that says what to pass."""
+def params_none(factory: kit.Factory) -> None:
+  """`update` without params works, or raises ValueError about params."""
   params = kit.tree(0)
   tx = kit.make(factory, params)
   try:

@@ -1,1 +1,1 @@
-"""Data sets, from local files or installed packages."""
+"""Data sets and their splits, from local files or installed packages."""

@@ -1,11 +1,12 @@
 """Data sets of images, split and resized.
 
-The training part is split once, by a fixed permutation. Pixels stay uint8 until
-they are used.
+A fixed permutation splits the published training part. Pixels stay uint8 until
+a network reads them, which takes a quarter of the memory of float32.
 """
 
 import functools
-from typing import NamedTuple
+import pathlib
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 from tasks.data import base
 
 FORMATS = "tasks.data.image_formats"
-CHUNK = 4096  # images that are resized at a time
+CHUNK = 4096  # images converted at a time, to bound the memory in float32
 
 
 class ImageData(NamedTuple):
@@ -36,56 +37,72 @@ def image_data(name: str, data_dir: str | None = None, size: int = 0,
                greyscale: bool = False) -> ImageData:
   """Load a data set of images.
 
-  "digits" comes with scikit-learn. "mnist" and "fashion_mnist" are read from
-  `<data_dir>/<name>/`, four IDX files, gzipped or not; "cifar10" and "cifar100"
-  from the binary version in `cifar-10-batches-bin/` and `cifar-100-binary/`;
-  "imagenet32" and "imagenet64" from npz batches in `<name>/`. "hf://owner/name"
-  is loaded by the library `datasets`. Each format is a file of
-  tasks/data/image_formats.
+  * "digits": comes with scikit-learn.
+  * "mnist", "fashion_mnist": IDX files in `<data_dir>/<name>/`, gzipped or not.
+  * "cifar10": the binary version in `<data_dir>/cifar-10-batches-bin/`.
+  * "cifar100": the binary version in `<data_dir>/cifar-100-binary/`.
+  * "imagenet32", "imagenet64": npz batches in `<data_dir>/<name>/`.
+  * "hf://owner/name": from Hugging Face, by the library `datasets`.
+
+  Each file in tasks/data/image_formats adds data sets of one format.
 
   Args:
-    name: data set.
+    name: name of the data set.
     data_dir: folder of data sets. Default: environment variable MULO_DATA_DIR.
-    size: images are resized to size x size, bilinearly; 0: as they are.
-    greyscale: one channel, the mean of all.
+    size: height and width to which images are resized, bilinearly; 0 keeps
+      their size.
+    greyscale: whether to average the channels to one channel.
 
   Raises:
-    ValueError: unknown name, a negative size, or a file that is damaged or of
-      another format.
-    FileNotFoundError: no data_dir, or a file is missing.
+    ValueError: an unknown name, a negative size, or a file that is damaged or
+      of another format.
+    FileNotFoundError: data_dir is not given, or a file is missing.
     ImportError: hf:// without the library `datasets`.
   """
-  module = base.find(FORMATS, name)
+  image_format = base.find(FORMATS, name)
   if size < 0:
     raise ValueError(f"The image size must not be negative, got {size}.")
-  folder = base.folder_of(module, name, data_dir)
-  return _image_data(module, name, folder, size, greyscale)
+  folder = base.folder_of(image_format, name, data_dir)
+  return _image_data(image_format.load, name, folder, size, greyscale)
 
 
+# Several tasks of a suite share a data set, and must share its memory, too.
 @functools.lru_cache(maxsize=4)
-def _image_data(module, name, folder, size, greyscale) -> ImageData:
-  train, test, num_classes, max_value = module.load(name, folder, size)
-  for _, label in (train, test):
-    if len(label) < 10:
-      raise ValueError(f"A part of {name} has {len(label)} images, too few to "
-                       "be split.")
-    if not 0 <= label.min() <= label.max() < num_classes:
-      raise ValueError(
-          f"{name} has the labels {label.min()} to {label.max()}; expected 0 "
-          f"to {num_classes - 1}: its files are damaged.")
-  parts = {"test": test}
-  order = np.random.RandomState(0).permutation(len(train[0]))
-  splits = np.split(order, base.bounds(len(order)))
-  for split, rows in zip(base.FRACTIONS, splits):
-    parts[split] = train[0][rows], train[1][rows]
+def _image_data(load: Callable[..., base.ImageParts], name: str,
+                folder: pathlib.Path | None, size: int, greyscale: bool
+                ) -> ImageData:
+  """Load, check, split and resize a data set; see `image_data`."""
+  parts = load(name, folder, size)
+  for _, label in (parts.train, parts.test):
+    _check_labels(name, label, parts.num_classes)
+  examples = {"test": parts.test}
+  image, label = parts.train
+  # The seed is fixed: all runs must have the same splits.
+  order = np.random.RandomState(0).permutation(len(image))
+  rows_of_splits = np.split(order, base.bounds(len(order)))
+  for split, rows in zip(base.FRACTIONS, rows_of_splits):
+    examples[split] = image[rows], label[rows]
   return ImageData(
       {split: {"image": _prepared(image, size, greyscale),
                "label": label.astype(np.int32)}
-       for split, (image, label) in parts.items()}, num_classes, max_value)
+       for split, (image, label) in examples.items()},
+      parts.num_classes, parts.max_value)
+
+
+def _check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
+  """Raise ValueError for too few labels, or labels out of range."""
+  if len(label) < 10:
+    raise ValueError(f"A part of {name} has {len(label)} images, too few to "
+                     "be split.")
+  if not 0 <= label.min() <= label.max() < num_classes:
+    raise ValueError(
+        f"{name} has the labels {label.min()} to {label.max()}; expected 0 "
+        f"to {num_classes - 1}: its files are damaged.")
 
 
 def _prepared(image: np.ndarray, size: int, greyscale: bool) -> np.ndarray:
-  """Greyscale and resizing, in chunks, to uint8."""
+  """Convert uint8 images to grey if asked to, and resize them unless size is 0.
+  """
   if greyscale and image.shape[-1] > 1:
     image = np.concatenate([
         np.round(part.mean(-1, keepdims=True)).astype(np.uint8)
@@ -94,7 +111,7 @@ def _prepared(image: np.ndarray, size: int, greyscale: bool) -> np.ndarray:
     return image
   result = np.empty((len(image), size, size, image.shape[-1]), np.uint8)
   for first in range(0, len(image), CHUNK):
-    part = image[first:first + CHUNK]
+    part = image[first:first + CHUNK]  # [chunk, height, width, channels]
     shape = (len(part), *result.shape[1:])
     resized = jax.image.resize(jnp.asarray(part, jnp.float32), shape, "linear")
     result[first:first + CHUNK] = np.round(np.clip(resized, 0, 255))

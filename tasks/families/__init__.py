@@ -2,30 +2,28 @@
 
 import functools
 import inspect
+from typing import Any
 
 from learned_opt import registry
+from tasks import base
 
 names = functools.partial(registry.names, __name__)
 
 
-def get(name: str, parametrization, /, data_dir: str | None = None,
-        **settings):
+def get(name: str, parametrization: base.Parametrization | None, /,
+        data_dir: str | None = None, **settings: Any) -> base.Task:
   """Make the task of a family.
 
   Args:
-    name: see `learned_opt.registry`.
-    parametrization: object with `init_std` and `output_mult`, functions of
-      (shape, base shape), `attention_mult`, one of the size of a head, and
-      `branch_mult`, one of the number of residual blocks.
-    data_dir: see `tasks.data.images.image_data`; families without data do not
-      get it.
+    name: name of the family, see `learned_opt.registry`.
+    parametrization: multipliers of the network; None is enough for a family
+      that does not use them ("quadratic").
+    data_dir: see `tasks.data.images.image_data`; ignored by families without
+      data.
     **settings: passed to the `make` of the family.
 
-  Returns:
-    A `tasks.base.Task`.
-
   Raises:
-    ValueError: no such family, or settings that it does not take.
+    ValueError: no such family, or settings that its `make` does not take.
   """
   make = registry.find(__name__, name)
   signature = inspect.signature(make)
@@ -34,6 +32,9 @@ def get(name: str, parametrization, /, data_dir: str | None = None,
   try:
     signature.bind(parametrization, **settings)
   except TypeError as e:
+    # The first parameter is the parametrization, which is not a setting.
     raise ValueError(
-        f"Task {name} does not take the settings {settings}: {e}.") from e
-  return make(parametrization, **settings)
+        f"Task {name} does not take the settings {list(settings)}: {e}; its "
+        f"settings are {', '.join(list(signature.parameters)[1:])}.") from e
+  task: base.Task = make(parametrization, **settings)
+  return task

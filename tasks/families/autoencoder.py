@@ -1,15 +1,17 @@
-"""Images squeezed through few units, and back."""
+"""Reconstruction of images by an autoencoder."""
 
 from flax import linen as nn
+import jax
 import numpy as np
 
+from tasks import base
 from tasks import image_tasks
 from tasks import layers
 from tasks import networks
 
 
 class Autoencoder(nn.Module):
-  """Hidden layers, a narrow one, hidden layers, and the image."""
+  """Hidden layers, a narrow layer, hidden layers, and the image."""
 
   width: int
   depth: int
@@ -17,7 +19,7 @@ class Autoencoder(nn.Module):
   activation: str
 
   @nn.compact
-  def __call__(self, x):  # [n, height, width, channels]
+  def __call__(self, x: jax.Array) -> jax.Array:  # [n, height, width, channels]
     act = layers.activation(self.activation)
     h = x.reshape(len(x), -1)
     hidden = [self.width] * self.depth
@@ -27,18 +29,19 @@ class Autoencoder(nn.Module):
 
 
 @image_tasks.reconstruction
-def make(parametrization, images: image_tasks.Images, width: int = 64,
-         depth: int = 1, squeeze: int = 4, activation: str = "tanh",
-         init_scale: float = 1.0) -> networks.Network:
-  """A multilayer autoencoder; its loss is the mean squared error.
+def make(parametrization: base.Parametrization, images: image_tasks.Images,
+         width: int = 64, depth: int = 1, squeeze: int = 4,
+         activation: str = "tanh", init_scale: float = 1.0) -> networks.Network:
+  """Make a multilayer autoencoder, trained on the mean squared error.
 
   Args:
     parametrization: see `tasks.families.get`.
     images: see `tasks.image_tasks.load`.
     width: units of each hidden layer.
-    depth: hidden layers on each side of the narrow one.
-    squeeze: the narrow layer has width / squeeze units. It grows with width:
-      of a layer that does not, muP would make a readout, silent at first.
+    depth: hidden layers on each side of the narrow layer.
+    squeeze: the narrow layer has width // squeeze units. It grows with width.
+      muP would treat a narrow layer of constant size as a readout, which starts
+      at zero and passes no gradient.
     activation: see `tasks.layers.activation`.
     init_scale: factor on the standard deviations at initialisation.
 

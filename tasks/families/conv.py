@@ -1,8 +1,10 @@
 """Image classification by a convolutional network."""
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
+from tasks import base
 from tasks import image_tasks
 from tasks import layers
 from tasks import networks
@@ -11,7 +13,7 @@ POOLING = ("stride", "max", "average", "none")
 
 
 class ConvNet(nn.Module):
-  """Convolutions, the mean over all places, and a readout."""
+  """Convolutions, the mean over all positions, and a readout."""
 
   width: int
   depth: int
@@ -21,10 +23,10 @@ class ConvNet(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, x):  # [n, height, width, channels]
+  def __call__(self, x: jax.Array) -> jax.Array:  # [n, height, width, channels]
     for _ in range(self.depth):
       stride = 2 if self.pooling == "stride" else 1
-      # Norms have a bias or do without, as the convolution then does.
+      # A norm follows, with a bias of its own if it needs one.
       x = layers.Conv(self.width, stride, bias=self.norm == "none")(x)
       x = layers.activation(self.activation)(layers.norm(self.norm)(x))
       if self.pooling in ("max", "average") and min(x.shape[1:3]) > 1:
@@ -34,20 +36,21 @@ class ConvNet(nn.Module):
 
 
 @image_tasks.classification
-def make(parametrization, images: image_tasks.Images, width: int = 16,
-         depth: int = 2, pooling: str = "stride", activation: str = "relu",
-         norm: str = "none", init_scale: float = 1.0) -> networks.Network:
-  """3 x 3 convolutions, as many channels in each.
+def make(parametrization: base.Parametrization, images: image_tasks.Images,
+         width: int = 16, depth: int = 2, pooling: str = "stride",
+         activation: str = "relu", norm: str = "none", init_scale: float = 1.0
+         ) -> networks.Network:
+  """Make a network of 3 x 3 convolutions with equal numbers of channels.
 
   Args:
     parametrization: see `tasks.families.get`.
     images: see `tasks.image_tasks.load`.
-    width: channels.
-    depth: convolutions.
-    pooling: how each halves height and width: a "stride" of 2, the "max" or
-      the "average" of 2 x 2 places, or "none".
+    width: channels of each convolution.
+    depth: number of convolutions.
+    pooling: how each convolution halves height and width: "stride" for a stride
+      of 2; "max" or "average" of 2 x 2 positions; "none" keeps the size.
     activation: see `tasks.layers.activation`.
-    norm: after each convolution, see `tasks.layers.norm`.
+    norm: norm after each convolution, see `tasks.layers.norm`.
     init_scale: factor on the standard deviations at initialisation.
 
   Raises:

@@ -1,7 +1,9 @@
 """Language modelling by a recurrent network."""
 
 from flax import linen as nn
+import jax
 
+from tasks import base
 from tasks import layers
 from tasks import networks
 from tasks import text_tasks
@@ -18,9 +20,9 @@ class RecurrentNetwork(nn.Module):
   cell: str
 
   @nn.compact
-  def __call__(self, tokens):  # int32 [n, length]
+  def __call__(self, tokens: jax.Array) -> jax.Array:  # int32 [n, length]
     embed = self.param("embed", layers.ZEROS, (self.vocab_size, self.width))
-    x = embed[tokens]
+    x = embed[tokens]  # [n, length, width]
     for _ in range(self.depth):
       x = nn.RNN(CELLS[self.cell](
           self.width, kernel_init=layers.ZEROS,
@@ -29,15 +31,16 @@ class RecurrentNetwork(nn.Module):
 
 
 @text_tasks.language_model
-def make(parametrization, text: text_tasks.Text, width: int = 32, depth: int = 1,
-         cell: str = "gru", init_scale: float = 1.0) -> networks.Network:
-  """Recurrent layers on embedded tokens.
+def make(parametrization: base.Parametrization, text: text_tasks.Text,
+         width: int = 32, depth: int = 1, cell: str = "gru",
+         init_scale: float = 1.0) -> networks.Network:
+  """Make a recurrent network on embedded tokens.
 
   Args:
     parametrization: see `tasks.families.get`.
-    text: see `tasks.text.load`.
-    width: units of each layer, and of the embedding.
-    depth: recurrent layers.
+    text: see `tasks.text_tasks.load`.
+    width: units of each layer, and size of the embedding.
+    depth: number of recurrent layers.
     cell: "gru" or "lstm".
     init_scale: factor on the standard deviations at initialisation.
 

@@ -1,7 +1,11 @@
 """Language modelling by a transformer."""
 
-from flax import linen as nn
+from typing import Any
 
+from flax import linen as nn
+import jax
+
+from tasks import base
 from tasks import layers
 from tasks import networks
 from tasks import text_tasks
@@ -15,13 +19,13 @@ class Transformer(nn.Module):
   width: int
   depth: int
   vocab_size: int
-  block: dict
-  tied_mult: float | None
+  block: dict[str, Any]  # attributes of `tasks.layers.Block`
+  tied_mult: float | None  # multiplier of a tied readout; None: not tied
 
   @nn.compact
-  def __call__(self, tokens):  # int32 [n, length]
+  def __call__(self, tokens: jax.Array) -> jax.Array:  # int32 [n, length]
     embed = self.param("embed", layers.ZEROS, (self.vocab_size, self.width))
-    x = embed[tokens]
+    x = embed[tokens]  # [n, length, width]
     if not self.block["rotary"]:
       x = x + self.param("position", layers.ZEROS, x.shape[1:])[None]
     for _ in range(self.depth):
@@ -33,22 +37,26 @@ class Transformer(nn.Module):
 
 
 @text_tasks.language_model
-def make(parametrization, text: text_tasks.Text, width: int = 32, depth: int = 1,
-         head_size: int = 8, positions: str = "rotary", tied: bool = False,
+def make(parametrization: base.Parametrization, text: text_tasks.Text,
+         width: int = 32, depth: int = 1, head_size: int = 8,
+         positions: str = "rotary", tied: bool = False,
          depth_exponent: float = 0.0, activation: str = "gelu",
          norm: str = "layer", init_scale: float = 1.0) -> networks.Network:
-  """A pre-norm transformer decoder.
+  """Make a pre-norm transformer decoder.
 
   Args:
     parametrization: see `tasks.families.get`.
-    text: see `tasks.text.load`.
-    width: of the residual stream; the layers inside blocks are 4 times wider.
-    depth: blocks.
-    head_size: of the attention; the number of heads grows with width.
+    text: see `tasks.text_tasks.load`.
+    width: size of the residual stream; hidden layers of blocks are 4 times as
+      wide.
+    depth: number of blocks.
+    head_size: size of an attention head; the number of heads grows with width.
     positions: "learned" or "rotary".
-    tied: the readout is the transposed embedding, with the factor of a readout.
-    depth_exponent: residual branches are multiplied by depth to the power of
-      minus this, beside what the parametrization says about depth.
+    tied: whether the readout is the transposed embedding, multiplied by the
+      `output_mult` of a readout.
+    depth_exponent: residual branches are multiplied by
+      `depth**-depth_exponent`, in addition to the `branch_mult` of the
+      parametrization.
     activation: see `tasks.layers.activation`.
     norm: see `tasks.layers.norm`.
     init_scale: factor on the standard deviations at initialisation.
@@ -63,6 +71,7 @@ def make(parametrization, text: text_tasks.Text, width: int = 32, depth: int = 1
     raise ValueError(f"Rotary positions need an even head_size, got "
                      f"{head_size}.")
   vocab = text.vocab_size
+  # The shape of the embedding alone has the role of an input, not of a readout.
   tied_mult = parametrization.output_mult(
       (width, vocab), (2 * width, vocab)) if tied else None
   block = {

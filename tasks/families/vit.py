@@ -1,28 +1,32 @@
 """Image classification by a vision transformer."""
 
+from typing import Any
+
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
+from tasks import base
 from tasks import image_tasks
 from tasks import layers
 from tasks import networks
 
 
 class ViT(nn.Module):
-  """Patches, positions, blocks, the mean over places, and a readout."""
+  """Patches, positions, blocks, the mean over positions, and a readout."""
 
   width: int
   depth: int
   patch: int
-  block: dict
+  block: dict[str, Any]  # attributes of `tasks.layers.Block`
   num_classes: int
 
   @nn.compact
-  def __call__(self, x):  # [n, height, width, channels]
+  def __call__(self, x: jax.Array) -> jax.Array:  # [n, height, width, channels]
     n, height, width, channels = x.shape
     rows, columns = height // self.patch, width // self.patch
     x = x.reshape(n, rows, self.patch, columns, self.patch, channels)
-    x = x.swapaxes(2, 3).reshape(n, rows * columns, -1)
+    x = x.swapaxes(2, 3).reshape(n, rows * columns, -1)  # [n, patches, pixels]
     x = layers.dense(self.width)(x)
     x = x + self.param("position", layers.ZEROS, x.shape[1:])[None]
     for _ in range(self.depth):
@@ -32,21 +36,23 @@ class ViT(nn.Module):
 
 
 @image_tasks.classification
-def make(parametrization, images: image_tasks.Images, width: int = 32,
-         depth: int = 1, patch: int = 2, head_size: int = 8,
+def make(parametrization: base.Parametrization, images: image_tasks.Images,
+         width: int = 32, depth: int = 1, patch: int = 2, head_size: int = 8,
          depth_exponent: float = 0.0, activation: str = "gelu",
          norm: str = "layer", init_scale: float = 1.0) -> networks.Network:
-  """A pre-norm transformer encoder on patches, with learned positions.
+  """Make a pre-norm transformer encoder on patches, with learned positions.
 
   Args:
     parametrization: see `tasks.families.get`.
     images: see `tasks.image_tasks.load`.
-    width: of the residual stream; the layers inside blocks are 4 times wider.
-    depth: blocks.
+    width: size of the residual stream; hidden layers of blocks are 4 times as
+      wide.
+    depth: number of blocks.
     patch: pixels along each side of a patch.
-    head_size: of the attention; the number of heads grows with width.
-    depth_exponent: residual branches are multiplied by depth to the power of
-      minus this, beside what the parametrization says about depth.
+    head_size: size of an attention head; the number of heads grows with width.
+    depth_exponent: residual branches are multiplied by
+      `depth**-depth_exponent`, in addition to the `branch_mult` of the
+      parametrization.
     activation: see `tasks.layers.activation`.
     norm: see `tasks.layers.norm`.
     init_scale: factor on the standard deviations at initialisation.

@@ -10,7 +10,10 @@ names = functools.partial(registry.names, __name__)
 
 
 def find(parametrization: str | base.Parametrization) -> base.Parametrization:
-  """What may be given by name, or as `get` returns it.
+  """Return the parametrization of this name; return an object as it is.
+
+  Args:
+    parametrization: a name that `get` takes, or the result of `get`.
 
   Raises:
     ValueError: an unknown name.

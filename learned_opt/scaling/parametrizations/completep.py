@@ -1,15 +1,15 @@
 """CompleteP: muP for depth under which every layer learns features.
 
-As `mup`, and in a residual network of so many blocks
+Like `mup`, with further multipliers for a residual network of `depth` blocks:
 
-| what                             | factor             |
-| residual branches                | depth**-alpha      |
-| updates of parameters in blocks  | depth**(alpha - 1) |
-| their gradients                  | depth**-alpha      |
+| multiplier on                     | value              |
+| residual branches                 | depth**-alpha      |
+| updates of parameters in blocks   | depth**(alpha - 1) |
+| gradients of parameters in blocks | depth**-alpha      |
 
-At alpha = 1, the default, updates need no factor for depth, and what is linear
-and what is not in the change of a block are of the same order; at 1/2 this is
-Depth-muP.
+At alpha = 1, the default, updates need no multiplier for depth, and the linear
+and the nonlinear part of a block's change are of the same order. At alpha = 1/2
+this is Depth-muP.
 
 Reference:
   Dey et al., CompleteP, 2025, https://arxiv.org/abs/2505.01618.
@@ -20,13 +20,13 @@ from learned_opt.scaling.parametrizations import mup
 
 
 def make(alpha: float = 1.0) -> base.Parametrization:
-  """See the table above.
+  """Return the parametrization in the table above.
 
   Args:
-    alpha: from 1/2 to 1.
+    alpha: exponent of the residual branches, from 1/2 to 1.
 
   Raises:
-    ValueError: another alpha.
+    ValueError: alpha is outside of this range.
   """
   if not 0.5 <= alpha <= 1:
     raise ValueError(f"alpha must be from 0.5 to 1, got {alpha}.")

@@ -1,13 +1,14 @@
-"""muP for depth as well: residual branches count 1/sqrt(depth).
+"""Depth-muP: muP with residual branches multiplied by 1/sqrt(depth).
 
-As `mup`, and in a residual network of so many blocks
+Like `mup`, with further multipliers for a residual network of `depth` blocks:
 
-| what                             | factor        |
-| residual branches                | 1/sqrt(depth) |
-| updates of parameters in blocks  | 1/sqrt(depth) |
-| their gradients                  | 1/sqrt(depth) |
+| multiplier on                     | value         |
+| residual branches                 | 1/sqrt(depth) |
+| updates of parameters in blocks   | 1/sqrt(depth) |
+| gradients of parameters in blocks | 1/sqrt(depth) |
 
-so SGD needs no factor for depth. Derived for blocks of one layer.
+SGD needs no multiplier for depth: its update is proportional to the gradient,
+which already has this multiplier. Derived for blocks of one layer.
 
 Reference:
   Yang et al., Tensor Programs VI, 2023, https://arxiv.org/abs/2310.02244.
@@ -18,6 +19,6 @@ from learned_opt.scaling.parametrizations import mup
 
 
 def make() -> base.Parametrization:
-  """See the table above."""
-  rule = lambda depth: depth**-0.5
-  return mup.make()._replace(branch_mult=rule, block_update_mult=rule)
+  """Return the parametrization in the table above."""
+  by_depth = lambda depth: depth**-0.5
+  return mup.make()._replace(branch_mult=by_depth, block_update_mult=by_depth)

@@ -1,13 +1,13 @@
 """Standard parametrization: every multiplier is 1."""
 
 from learned_opt import base
-from learned_opt.scaling import width
+from learned_opt.scaling import fan
 
 
 def make() -> base.Parametrization:
-  """Init std 1/sqrt(fan_in), attention over sqrt(head size), no multipliers."""
+  """Return init std 1/sqrt(fan_in), attention multiplier 1/sqrt(head size)."""
   return base.Parametrization(
-      init_std=lambda shape, base_shape: width.fan_in(shape, base_shape)**-0.5,
+      init_std=lambda shape, base_shape: fan.fan_in(shape, base_shape)**-0.5,
       output_mult=lambda shape, base_shape: 1.0,
       attention_mult=lambda head_size: head_size**-0.5,
       update_mult=lambda shape, base_shape: 1.0,

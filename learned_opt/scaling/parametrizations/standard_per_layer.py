@@ -1,6 +1,7 @@
-"""Standard parametrization with a learning rate for each kind of layer.
+"""Standard parametrization with a learning rate for each role.
 
-Nothing in the network changes; the updates do:
+The network is that of the standard parametrization; only updates have
+multipliers:
 
 | role          | update mult, "full" | update mult, "none" | gradients       |
 | input, vector | 1                   | 1                   | 1/sqrt(fan_out) |
@@ -8,24 +9,28 @@ Nothing in the network changes; the updates do:
 | hidden        | 1/fan_in            | 1/sqrt(fan_in)      | 1/sqrt(fan_out) |
 | output        | 1/fan_in            | 1/sqrt(fan_in)      | 1               |
 
-"full" holds if updates are aligned with what comes in, so that their effects
-add up over all inputs, as after the first steps of training; "none" if they are
-not, so that these are a random sum. Unlike under muP logits are of order 1 at
-initialisation.
+The last column is the expected size of gradients, up to a constant. Alignment
+"full" assumes that updates are aligned with the layer's inputs, as after the
+first steps of training: their effects add up over all inputs. "none" assumes no
+alignment: the effects are a random sum. Logits are of order 1 at
+initialisation, unlike under muP.
 
 Reference:
   Everett et al., 2024, https://arxiv.org/abs/2407.05872.
 """
 
 from learned_opt import base
-from learned_opt.scaling import width
+from learned_opt.scaling import fan
 from learned_opt.scaling.parametrizations import standard
 
-EXPONENTS = {"full": -1.0, "none": -0.5}
+EXPONENTS = {"full": -1.0, "none": -0.5}  # of fan_in, by alignment
 
 
 def make(alignment: str = "full") -> base.Parametrization:
-  """See the table above.
+  """Return the parametrization in the table above.
+
+  Args:
+    alignment: "full" or "none".
 
   Raises:
     ValueError: alignment is neither "full" nor "none".
@@ -34,15 +39,15 @@ def make(alignment: str = "full") -> base.Parametrization:
     raise ValueError(f"Unknown alignment {alignment!r}; available: "
                      f"{', '.join(EXPONENTS)}.")
 
-  def update_mult(shape, base_shape):
-    if width.role(shape, base_shape) in ("hidden", "output"):
-      return width.fan_in(shape, base_shape)**EXPONENTS[alignment]
+  def update_mult(shape: base.Shape, base_shape: base.Shape) -> float:
+    if fan.role(shape, base_shape) in ("hidden", "output"):
+      return float(fan.fan_in(shape, base_shape)**EXPONENTS[alignment])
     return 1.0
 
-  def gradient_scale(shape, base_shape):
-    if width.role(shape, base_shape) in ("output", "fixed"):
+  def gradient_scale(shape: base.Shape, base_shape: base.Shape) -> float:
+    if fan.role(shape, base_shape) in ("output", "fixed"):
       return 1.0
-    return width.fan_out(shape, base_shape)**-0.5
+    return float(fan.fan_out(shape, base_shape)**-0.5)
 
   return standard.make()._replace(
       update_mult=update_mult, gradient_scale=gradient_scale,

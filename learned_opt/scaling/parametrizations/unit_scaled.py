@@ -1,4 +1,4 @@
-"""Unit-scaled muP: weights start at 1, the forward pass scales.
+"""Unit-scaled muP: weights start with std 1, the forward pass scales.
 
 | role   | init std     | output mult    | update mult     |
 | input  | 1            | 1/sqrt(fan_in) | 1/sqrt(fan_in)  |
@@ -8,19 +8,24 @@
 | output | 1            | 1/fan_in       | 1               |
 | vector | for the task | 1              | 1               |
 
-Gradients are as output mult / fan_out, those of the readout as output mult.
-Attention logits are multiplied by 1 / head size. A table is an input of fan-in
-1, (1, n): that is what an embedding counts as where it is declared one. All is
-absolute, fan_in with the places of a convolution. For Adam this is muP in other
-units but for the rate of tables, which falls with width.
+Gradients grow with output mult / fan_out, gradients of the readout with output
+mult. Attention logits are multiplied by 1 / head size. A table is an input
+parameter of canonical shape (1, n), as a declared embedding has. Multipliers
+are absolute, and fan_in includes the places of a convolution. For Adam this is
+muP in other units, but for the update multiplier of tables, which falls with
+width.
 
-Residual branches, and updates and gradients of parameters in blocks, are as
-1/sqrt(depth). The paper multiplies the branch l of L by tau / sqrt(1 + tau^2)
-and what it is added to by 1 / sqrt(1 + tau^2), with tau^2 = 1 / (L/2 + l). Of
-what l branches before have been added to, the product of these factors is
-sqrt(L/2 / (L/2 + l)), so that all of it is 1 / sqrt(L/2) on each branch and a
-factor on their sum, which norms do not see: the two are the same where every
-branch and the readout begin with a norm. L is twice the depth: blocks have two
+Residual branches, and updates and gradients of parameters in blocks, are
+multiplied by 1/sqrt(depth). The paper has, for branch l = 0, 1, ... of L:
+
+    x = (x + tau * branch(x)) / sqrt(1 + tau^2),  tau^2 = 1 / (L/2 + l)
+
+After l branches this is, with x0 the input of the first branch,
+
+    x = sqrt(L/2 / (L/2 + l)) * (x0 + sum of branches / sqrt(L/2))
+
+Norms remove the first square root. The two forms are therefore equal if every
+branch and the readout begin with a norm. L is 2 * depth: a block has two
 branches, of the same weight.
 
 Reference:
@@ -28,32 +33,32 @@ Reference:
 """
 
 from learned_opt import base
-from learned_opt.scaling import width
+from learned_opt.scaling import fan
 
 
 def make() -> base.Parametrization:
-  """See the table above."""
+  """Return the parametrization in the table above."""
 
-  def output_mult(shape, base_shape):
-    role = width.role(shape, base_shape)
+  def output_mult(shape: base.Shape, base_shape: base.Shape) -> float:
+    role = fan.role(shape, base_shape)
     if role == "vector":
       return 1.0
-    fan_in = width.fan_in(shape, base_shape)
-    return 1.0 / fan_in if role == "output" else fan_in**-0.5
+    fan_in = fan.fan_in(shape, base_shape)
+    return 1.0 / fan_in if role == "output" else float(fan_in**-0.5)
 
-  def update_mult(shape, base_shape):
-    role = width.role(shape, base_shape)
+  def update_mult(shape: base.Shape, base_shape: base.Shape) -> float:
+    role = fan.role(shape, base_shape)
     if role in ("vector", "output"):
       return 1.0
-    if role == "input" and width.fan_in(shape, base_shape) == 1:
-      return width.fan_out(shape, base_shape)**-0.5
-    return width.fan_in(shape, base_shape)**-0.5
+    if role == "input" and fan.fan_in(shape, base_shape) == 1:  # a table
+      return float(fan.fan_out(shape, base_shape)**-0.5)
+    return float(fan.fan_in(shape, base_shape)**-0.5)
 
-  def gradient_scale(shape, base_shape):
+  def gradient_scale(shape: base.Shape, base_shape: base.Shape) -> float:
     mult = output_mult(shape, base_shape)
-    if width.role(shape, base_shape) == "output":
+    if fan.role(shape, base_shape) == "output":
       return mult
-    return mult / width.fan_out(shape, base_shape)
+    return mult / fan.fan_out(shape, base_shape)
 
   by_depth = lambda depth: depth**-0.5
   return base.Parametrization(

@@ -1,1 +1,1 @@
-"""What several gradient estimators share."""
+"""Code that several gradient estimators share."""

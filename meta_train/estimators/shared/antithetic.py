@@ -1,10 +1,10 @@
-"""Evolution strategies on truncated unrolls: what PES and its relatives share.
+"""Evolution strategies on truncated unrolls: shared by PES and its relatives.
 
-Each copy of a task trains two networks, with theta + eps and theta - eps, from
-the same start on the same batches, for one truncation per outer step. Episodes
-are whole truncations, and a new one begins before a truncation, never inside
-one, so every loss is credited to exactly the noise of its own episode. What
-differs between estimators is their noise: a `Rule`.
+Each copy of a task trains two networks, one with theta + eps and one with
+theta - eps. Both start from the same parameters and draw the same batches. An
+outer step trains them for one truncation. Episodes consist of whole
+truncations, so every loss is credited to the noise of its own episode alone.
+Estimators differ in their noise only: a `Noise`.
 """
 
 from typing import Any, Callable, NamedTuple
@@ -23,9 +23,9 @@ class State(NamedTuple):
   """State of one copy; leading axis [copies] outside the vmap.
 
   Attributes:
-    inner: networks in training, leading axis [2] (pos, neg), or [1] where the
-      two start every truncation from the same state.
-    noise: what the rule keeps, tree like theta.
+    inner: networks in training. The leading axis is [2] (theta + eps,
+      theta - eps), or [1] if `Noise.merge` is set.
+    noise: direction of the last truncation, tree like theta.
     outer_step: estimates made so far, int32 scalar.
   """
 
@@ -34,15 +34,19 @@ class State(NamedTuple):
   outer_step: jax.Array
 
 
-class Rule(NamedTuple):
+class Noise(NamedTuple):
   """The noise of an estimator.
 
+  `kept` is the direction of the last truncation. `begins` is a bool scalar:
+  whether this truncation begins an episode.
+
   Attributes:
-    eps: `(fresh, kept, begins) -> eps` that theta is perturbed by: from fresh
-      noise, what was kept, and whether an episode begins, a bool scalar.
-    direction: `(eps, kept, begins) -> direction` that multiplies the
-      difference of the losses; it is kept for the next truncation.
-    merge: both networks go on from where the one with theta + eps ended.
+    eps: `(fresh, kept, begins) -> eps`, the perturbation of theta, where
+      `fresh` is newly drawn noise.
+    direction: `(eps, kept, begins) -> direction`. The estimate is
+      `direction * (loss+ - loss-) / (2 std^2)`.
+    merge: whether both networks start each truncation from the state at which
+      the network with theta + eps ended the last truncation.
   """
 
   eps: Callable[[Any, Any, jax.Array], Any]
@@ -50,30 +54,42 @@ class Rule(NamedTuple):
   merge: bool = False
 
 
-def make(name: str, rule: Rule, task: tasks_base.Task, opt_fn: unroll.OptFn,
+def fresh_eps(fresh: Any, kept: Any, begins: jax.Array) -> Any:
+  """Return the fresh noise: a `Noise.eps` that draws anew each truncation."""
+  del kept, begins
+  return fresh
+
+
+def eps_direction(eps: Any, kept: Any, begins: jax.Array) -> Any:
+  """Return eps: a `Noise.direction` that forgets earlier truncations."""
+  del kept, begins
+  return eps
+
+
+def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
          *, std: float = 0.01, truncation: int = 25, shortest: int = 100,
          longest: int = 1000, curriculum: int = 0, stagger: bool = True,
          loss: str = "mean", loss_split: str = "train", clip: float = 0.0,
          sign: float = 0.0, drop_nonfinite: bool = False
          ) -> base.GradientEstimator:
-  """An estimator on one task.
+  """Return an estimator for one task.
 
   Args:
-    name: of the estimator, for errors.
-    rule: see `Rule`.
-    task: what is trained in the inner loop.
-    opt_fn: `opt_fn(theta, num_steps=length)` is the inner optimizer.
+    name: name of the estimator, for error messages.
+    noise: see `Noise`.
+    task: task of the inner loop.
+    opt_fn: `opt_fn(theta, num_steps=length)` returns the inner optimizer.
     std: standard deviation of eps.
     truncation: inner steps per estimate.
-    shortest: fewest inner steps of an episode.
-    longest: most inner steps of an episode.
+    shortest: minimum length of an episode, in inner steps.
+    longest: maximum length of an episode, in inner steps.
     curriculum: see `truncation.lengths`.
     stagger: see `truncation.lengths`.
-    loss: the meta-loss of a truncation, see `unroll.meta_loss`.
-    loss_split: which losses, see `unroll.unroll`.
+    loss: meta-loss of a truncation, see `unroll.meta_loss`.
+    loss_split: split of the losses, see `unroll.unroll`.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
-    drop_nonfinite: leave copies with a non-finite meta-loss out, and count
+    drop_nonfinite: leave out copies whose meta-loss is not finite, and count
       them in info["dropped"].
 
   Raises:
@@ -83,32 +99,35 @@ def make(name: str, rule: Rule, task: tasks_base.Task, opt_fn: unroll.OptFn,
   unroll.check_loss(loss, loss_split)
   lengths = truncation_lib.lengths(
       truncation, shortest, longest, curriculum, stagger)
-  networks = 1 if rule.merge else 2
+  networks = 1 if noise.merge else 2
 
   def start(key, theta, length):
     inner = unroll.start(task, opt_fn, theta, key, length)
     return jax.tree.map(lambda x: jnp.stack([x] * networks), inner)
 
   def init(keys, theta):
-    def one(key):
+    def init_copy(key):
       params_key, length_key = jax.random.split(key)
       return State(start(params_key, theta, lengths.first(length_key)),
                    jax.tree.map(jnp.zeros_like, theta), jnp.int32(0))
-    return jax.vmap(one)(keys)
+    return jax.vmap(init_copy)(keys)
 
   def truncate(key, theta, state, data):
-    """One truncation of one copy: (state, losses [2, truncation])."""
+    """Run one truncation of one copy: (state, losses [2, truncation])."""
     params_key, length_key, eps_key = jax.random.split(key, 3)
     over = state.inner.step[0] >= state.inner.length[0]
+    # Under vmap both branches are computed anyway: a new network is initialised
+    # in every truncation, and used where the episode is over.
     inner = jax.tree.map(
         lambda new, old: jnp.where(over, new, old),
         start(params_key, theta, lengths.sample(length_key, state.outer_step)),
         state.inner)
     begins = inner.step[0] == 0
-    eps = rule.eps(perturb.sample(eps_key, theta, std), state.noise, begins)
-    direction = rule.direction(eps, state.noise, begins)
-    if rule.merge:
+    eps = noise.eps(perturb.sample(eps_key, theta, std), state.noise, begins)
+    direction = noise.direction(eps, state.noise, begins)
+    if noise.merge:
       inner = jax.tree.map(lambda x: jnp.concatenate([x, x]), inner)
+    # The same key for both networks, so the same batches.
     inner, losses = jax.vmap(
         lambda theta, inner: unroll.unroll(
             task, opt_fn, theta, inner, unroll.key_of_truncation(key), data,
@@ -119,7 +138,8 @@ def make(name: str, rule: Rule, task: tasks_base.Task, opt_fn: unroll.OptFn,
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
         keys, theta, state, data)  # losses [copies, 2, truncation]
-    first = jax.tree.map(lambda x: x[:, :1], state.inner)  # both are as far
+    # Both networks of a pair have the same step and length. [copies, 1].
+    first = jax.tree.map(lambda x: x[:, :1], state.inner)
     out = perturb.estimate(
         state.noise, unroll.meta_loss(task, losses, loss, first), std, clip,
         sign, drop_nonfinite, unroll.counts(losses))

@@ -1,6 +1,4 @@
-"""Meta-gradients of single copies to an estimate."""
-
-from typing import Any
+"""Average the exact meta-gradients of several copies."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +6,19 @@ import jax.numpy as jnp
 from meta_train import base
 
 
-def estimate(grads: Any, losses: jax.Array, drop: bool, info: dict
-             ) -> base.EstimatorOut:
-  """Means over copies.
+def estimate(grads: base.Theta, losses: jax.Array, drop: bool,
+             info: dict[str, jax.Array]) -> base.EstimatorOut:
+  """Return the means over copies.
 
   Args:
     grads: tree like theta with leading axis [copies].
     losses: meta-losses [copies].
-    drop: leave copies out whose loss or gradient is not finite; otherwise they
-      make the means non-finite.
-    info: what to report besides "dropped".
+    drop: leave out copies whose loss or gradient is not finite. Otherwise such
+      a copy makes the means non-finite.
+    info: entries of `EstimatorOut.info` besides "dropped".
   """
   finite = lambda x: jnp.all(
-      jnp.isfinite(x.reshape(len(losses), -1)), 1)
+      jnp.isfinite(x.reshape(len(losses), -1)), 1)  # [copies]
   keep = jnp.isfinite(losses)
   for x in jax.tree.leaves(grads):
     keep &= finite(x)
@@ -31,6 +29,8 @@ def estimate(grads: Any, losses: jax.Array, drop: bool, info: dict
     kept = keep.reshape((-1,) + (1,) * (x.ndim - 1))
     return jnp.sum(jnp.where(kept, x, 0), 0) / jnp.maximum(count, 1)
 
+  # If all copies are left out, the mean loss is NaN and the mean gradient 0.
+  # In means over devices, `copies` gives them the weight 0.
   return base.EstimatorOut(
       jnp.mean(losses, where=keep), jax.tree.map(mean, grads), count,
       {**info, "dropped": jnp.sum(~keep, dtype=jnp.float32)})

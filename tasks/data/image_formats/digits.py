@@ -13,14 +13,14 @@ LOCAL = False
 def load(name: str, folder: pathlib.Path | None, size: int) -> base.ImageParts:
   """Load the digits; see `tasks.data.image_formats`."""
   del name, folder, size
-  # Imported here: other data sets do without scikit-learn.
+  # Imported here, because other data sets do not need scikit-learn.
   from sklearn import datasets
   bunch = datasets.load_digits()
   image = bunch.images.astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
-  # No official test part: a fixed tenth. A permutation first, since the
-  # examples come sorted by writer.
+  # There is no official test part: a fixed tenth of the examples is used. They
+  # are permuted first, because they are sorted by writer.
   order = np.random.RandomState(1).permutation(len(image))
   test, train = np.split(order, [len(image) // 10])
-  part = lambda rows: (image[rows], bunch.target[rows])
   return base.ImageParts(
-      part(train), part(test), num_classes=10, max_value=16)
+      train=(image[train], bunch.target[train]),
+      test=(image[test], bunch.target[test]), num_classes=10, max_value=16)

@@ -1,6 +1,6 @@
 """Downsampled ImageNet: npz batches in `<data_dir>/imagenet32/` or `64/`.
 
-As many training batches are read as there are, from number 1 on.
+All training batches that are in the folder are read.
 
 Reference:
   Chrabaszcz et al., 2017, https://arxiv.org/abs/1707.08819.
@@ -21,32 +21,29 @@ def load(name: str, folder: pathlib.Path, size: int) -> base.ImageParts:
   """Read a data set from `folder / name`; see `tasks.data.image_formats`."""
   del size
 
-  def part(path):
+  def read_part(path: pathlib.Path) -> base.Examples:
     image, label = read(path, _PIXELS[name])
-    return image, label - 1
+    return image, label - 1  # from 0 on
 
-  folder = folder / name
+  inside = folder / name
   return base.ImageParts(
-      base.batches(part, folder, "train_data_batch_{}.npz"),
-      part(folder / "val_data.npz"), num_classes=1000)
+      train=base.read_batches(read_part, inside, "train_data_batch_{}.npz"),
+      test=read_part(inside / "val_data.npz"), num_classes=1000)
 
 
 def read(path: pathlib.Path, size: int) -> base.Examples:
-  """Reads one npz batch of downsampled ImageNet.
+  """Read one npz batch of downsampled ImageNet.
 
   Args:
     path: file such as train_data_batch_1.npz.
-    size: 32 or 64.
+    size: height and width, 32 or 64.
 
   Returns:
     uint8 images [n, size, size, 3] and int32 labels [n], from 1 to 1000.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: not such a file, or a damaged one.
-
-  Reference:
-    Chrabaszcz et al., 2017, https://arxiv.org/abs/1707.08819.
+    ValueError: a damaged file, or another format.
   """
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist.")
@@ -54,7 +51,7 @@ def read(path: pathlib.Path, size: int) -> base.Examples:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       image, label = arrays["data"], arrays["labels"]
   except Exception as e:  # pylint: disable=broad-except
-    # Of damaged files, zipfile and numpy raise nearly everything there is.
+    # For a damaged file, zipfile and numpy can raise nearly any exception.
     raise ValueError(f"{path} is not a complete npz file with data and labels: "
                      f"{type(e).__name__}: {e}.") from e
   if (image.dtype, image.shape[1:], label.shape) != (

@@ -1,7 +1,7 @@
-"""Text files in UTF-8.
+"""Text files in UTF-8, in `<data_dir>/text/`.
 
-`<data_dir>/text/<name>.txt`, or, if there is no such file, `<name>_valid.txt`
-for training and `<name>_test.txt`.
+A text is the file `<name>.txt`. If there is no such file, `<name>_valid.txt` is
+for training and `<name>_test.txt` for testing.
 """
 
 import pathlib
@@ -19,18 +19,19 @@ def load(name: str, folder: pathlib.Path) -> base.TextParts:
   single = folder / "text" / f"{name}.txt"
   if single.exists():
     return base.TextParts(read(single), None)
-  both = [single.with_name(f"{name}_{part}.txt") for part in ("valid", "test")]
-  if not any(path.exists() for path in both):
-    raise FileNotFoundError(f"Neither {single} nor {both[0]} exists.")
-  return base.TextParts(*map(read, both))
+  train = single.with_name(f"{name}_valid.txt")
+  test = single.with_name(f"{name}_test.txt")
+  if not train.exists() and not test.exists():
+    raise FileNotFoundError(f"Neither {single} nor {train} exists.")
+  return base.TextParts(read(train), read(test))
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-  """The bytes of a text file, uint8 [n].
+  """Read the bytes of a text file, uint8 [n].
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: an empty file, or one that is not text in UTF-8.
+    ValueError: a file that is empty or is not text in UTF-8.
   """
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist.")
@@ -39,6 +40,6 @@ def read(path: pathlib.Path) -> np.ndarray:
     if not content or b"\0" in content:
       raise ValueError("empty" if not content else "it has null bytes")
     content.decode("utf-8")
-  except ValueError as e:  # UnicodeDecodeError is one
+  except ValueError as e:  # UnicodeDecodeError is a ValueError
     raise ValueError(f"{path} is not text in UTF-8: {e}.") from e
   return np.frombuffer(content, np.uint8)

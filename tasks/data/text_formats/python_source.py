@@ -14,17 +14,18 @@ LOCAL = False
 
 
 def load(name: str, folder: pathlib.Path | None) -> base.TextParts:
-  """Read the top level of the standard library, sorted by name of module.
+  """Read the top-level modules of the standard library, sorted by name.
 
   Raises:
-    FileNotFoundError: this Python came without source.
+    FileNotFoundError: this Python came without its source.
   """
   del name, folder
   stdlib = pathlib.Path(sysconfig.get_paths()["stdlib"])
-  # What is made for one machine, with its paths, is not among these names.
-  files = [stdlib / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
-  sources = [plain.read(path) for path in files if path.exists()]
+  # Generated files, which contain paths of this machine, are not among these
+  # names. Packages, which have no file NAME.py, are left out.
+  paths = [stdlib / f"{x}.py" for x in sorted(sys.stdlib_module_names)]
+  sources = [plain.read(path) for path in paths if path.exists()]
   if not sources:
     raise FileNotFoundError(f"{stdlib} has no Python source: this Python came "
-                            "without; use another text.")
+                            "without its source; use another text.")
   return base.TextParts(np.concatenate(sources), None)

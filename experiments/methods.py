@@ -1,0 +1,155 @@
+"""Methods of a comparison: learned optimizers and tuned baselines, by name."""
+
+import dataclasses
+import re
+from typing import Any, Callable, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments import baselines
+from learned_opt import artifact as artifact_lib
+from learned_opt import base as learned_opt_base
+from learned_opt.scaling import parametrizations
+from meta_train import unroll
+import mulo
+from tasks import base as tasks_base
+
+
+class Candidate(NamedTuple):
+  """An optimizer with all its settings.
+
+  Attributes:
+    opt_fn: `opt_fn(theta, num_steps=...)` returns the optax transformation.
+    theta: meta-parameters, or the learning rate of a baseline.
+    schedule: learning rate schedule of a baseline, otherwise "".
+    learning_rate: learning rate of a baseline, otherwise None.
+    identity: everything that determines the result; JSON values.
+  """
+
+  opt_fn: Callable
+  theta: Any
+  schedule: str
+  learning_rate: float | None
+  identity: dict[str, Any]
+
+
+class Method(NamedTuple):
+  """One optimizer of the comparison, represented by its best candidate.
+
+  Attributes:
+    label: name in tables and plots.
+    parametrization: name of the parametrization of network and updates.
+    candidates: one, or all learning rates and schedules of a baseline.
+    tuned_at_base: whether the candidate that is best on the first task is used
+      on all tasks.
+    gradient_width: width whose gradient magnitudes the optimizer receives, see
+      `with_gradients_of`; None for unchanged gradients.
+  """
+
+  label: str
+  parametrization: str
+  candidates: list[Candidate]
+  tuned_at_base: bool = False
+  gradient_width: int | None = None
+
+
+def parse(names: list[str], schedules: list[str]) -> list[Method]:
+  """Return methods by name.
+
+  Args:
+    names: each is the name of a baseline, or `[label=]artifact[@width]`. The
+      label defaults to the name of a pretrained optimizer, or to the optimizer
+      that a file stores. With a width, gradients are rescaled to their
+      magnitude at this width, and the label says so. For an artifact on a hub,
+      @ is followed by the revision instead.
+    schedules: learning rate schedules of the baselines.
+
+  Raises:
+    ValueError: an unknown name, or a width for an artifact whose
+      parametrization does not specify the magnitude of gradients.
+    FileNotFoundError: the artifact does not exist.
+  """
+  parsed = []
+  for name in names:
+    label, _, path = name.rpartition("=")
+    at_width = re.fullmatch(r"(?!hf://)(.+)@([1-9]\d*)", path)
+    path, width = (
+        (at_width[1], int(at_width[2])) if at_width else (path, None))
+    if name in baselines.names():
+      parsed.append(_tuned(name, schedules))
+    elif label or path.endswith(".safetensors") or (
+        path in mulo.list_pretrained()):
+      parsed.append(_learned(label or _label(path), mulo.read(path), width))
+    else:
+      raise ValueError(
+          f"Unknown optimizer {name!r}; available: "
+          f"{', '.join(baselines.names())}, [label=]file.safetensors, and "
+          f"{', '.join(mulo.list_pretrained()) or 'no pretrained ones'}.")
+  return parsed
+
+
+def _label(name_or_path: str) -> str:
+  """Return the default label of an artifact."""
+  if name_or_path in mulo.list_pretrained():
+    return name_or_path
+  return mulo.read(name_or_path).optimizer
+
+
+def _tuned(name: str, schedules: list[str]) -> Method:
+  """Return a baseline with a candidate per schedule and learning rate."""
+  baseline = baselines.get(name)
+  return Method(baseline.label, baseline.parametrization, [
+      Candidate(baselines.opt_fn(baseline, schedule), np.float32(rate),
+                schedule, rate, {"baseline": name, "learning_rate": rate,
+                                 "schedule": schedule})
+      for schedule in schedules for rate in baseline.learning_rates],
+                baseline.tuned_at_base)
+
+
+def _learned(label: str, artifact: artifact_lib.Artifact,
+             gradient_width: int | None = None) -> Method:
+  """Return a learned optimizer, which has one candidate."""
+  identity: dict[str, Any] = {
+      "optimizer": artifact.optimizer, "settings": artifact.settings,
+      "theta": artifact_lib.sha256(artifact.theta)}
+  if gradient_width:
+    parametrization = parametrizations.get(artifact.parametrization)
+    if not parametrization.needs_base_shapes:
+      raise ValueError(
+          f"{label}@{gradient_width}: the parametrization "
+          f"{artifact.parametrization} does not say how large gradients are at "
+          "another width; leave out the width.")
+    # The key is missing without a width, so that older identities stay valid.
+    identity["gradient_width"] = gradient_width
+    label = f"{label}, gradients as at width {gradient_width}"
+  return Method(label, artifact.parametrization, [Candidate(
+      artifact.lopt.opt_fn, artifact.theta, "", None, identity)],
+                gradient_width=gradient_width)
+
+
+def with_bfloat16_state(name: str) -> Method:
+  """Return the method of an artifact, with optimizer state in bfloat16."""
+  artifact = mulo.read(name)
+  return _learned(f"{_label(name)}, bfloat16 state", dataclasses.replace(
+      artifact, settings=artifact.settings | {
+          "accumulator_dtype": "bfloat16"}))
+
+
+def with_gradients_of(
+    base: tasks_base.Task, opt_fn: unroll.OptFn,
+    parametrization: learned_opt_base.Parametrization) -> unroll.OptFn:
+  """Return an `opt_fn` that rescales gradients to their magnitude in a task.
+
+  Args:
+    base: the task at another width.
+    opt_fn: `opt_fn(theta, num_steps=...)` receives the rescaled gradients.
+    parametrization: parametrization of network and updates.
+  """
+  rescale = mulo.scaling.scale_gradients(
+      jax.eval_shape(base.init, jax.random.key(0)),
+      parametrization=parametrization, forward=True,
+      inference={"delta_shapes": base.base_shapes, "readout": False})
+  return lambda theta, *, num_steps=None: optax.chain(
+      rescale, opt_fn(theta, num_steps=num_steps))
