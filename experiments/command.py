@@ -109,6 +109,13 @@ def define_data_dir() -> None:
       "Folder of data sets; default: the environment variable MULO_DATA_DIR.")
 
 
+def define_trust() -> None:
+  """Define the flag --trust, for commands that read artifacts."""
+  flags.DEFINE_list(
+      "trust", [], "Code that artifacts may name and run: "
+      "package.module:make,... (see mulo.load).")
+
+
 def define_task(settings: Sequence[str] = ()) -> None:
   """Define the flags --task and --settings.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -55,7 +55,8 @@ class Method(NamedTuple):
   gradient_width: int | None = None
 
 
-def parse(names: list[str], schedules: list[str]) -> list[Method]:
+def parse(names: list[str], schedules: list[str],
+          trust: Sequence[str] = ()) -> list[Method]:
   """Return methods by name.
 
   Args:
@@ -65,13 +66,14 @@ def parse(names: list[str], schedules: list[str]) -> list[Method]:
       magnitude at this width, and the label says so. For an artifact on a hub,
       @ is followed by the revision instead.
     schedules: learning rate schedules of the baselines.
+    trust: see `mulo.load`.
 
   Raises:
-    ValueError: an unknown name, or a width for an artifact whose
-      parametrization does not specify the magnitude of gradients.
+    ValueError: an unknown name, two methods of one label, or a width for an
+      artifact whose parametrization does not say how large gradients are.
     FileNotFoundError: the artifact does not exist.
   """
-  parsed = []
+  parsed: list[Method] = []
   for name in names:
     label, _, path = name.rpartition("=")
     at_width = re.fullmatch(r"(?!hf://)(.+)@([1-9]\d*)", path)
@@ -81,20 +83,26 @@ def parse(names: list[str], schedules: list[str]) -> list[Method]:
       parsed.append(_tuned(name, schedules))
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
-      parsed.append(_learned(label or _label(path), mulo.read(path), width))
+      parsed.append(_learned(
+          label or _label(path, trust), mulo.read(path, trust), width))
     else:
       raise ValueError(
           f"Unknown optimizer {name!r}; available: "
           f"{', '.join(baselines.names())}, [label=]file.safetensors, and "
           f"{', '.join(mulo.list_pretrained()) or 'no pretrained ones'}.")
+  labels = [method.label for method in parsed]
+  for label in labels:
+    if labels.count(label) > 1:
+      raise ValueError(f"Two optimizers are called {label!r}; give each a "
+                       "label of its own: label=file.safetensors.")
   return parsed
 
 
-def _label(name_or_path: str) -> str:
+def _label(name_or_path: str, trust: Sequence[str]) -> str:
   """Return the default label of an artifact."""
   if name_or_path in mulo.list_pretrained():
     return name_or_path
-  return mulo.read(name_or_path).optimizer
+  return mulo.read(name_or_path, trust).optimizer
 
 
 def _tuned(name: str, schedules: list[str]) -> Method:
@@ -129,10 +137,10 @@ def _learned(label: str, artifact: artifact_lib.Artifact,
                 gradient_width=gradient_width)
 
 
-def with_bfloat16_state(name: str) -> Method:
+def with_bfloat16_state(name: str, trust: Sequence[str] = ()) -> Method:
   """Return the method of an artifact, with optimizer state in bfloat16."""
-  artifact = mulo.read(name)
-  return _learned(f"{_label(name)}, bfloat16 state", dataclasses.replace(
+  artifact = mulo.read(name, trust)
+  return _learned(f"{_label(name, trust)}, bfloat16 state", dataclasses.replace(
       artifact, settings=artifact.settings | {
           "accumulator_dtype": "bfloat16"}))
 

@@ -147,7 +147,8 @@ def describe(params: Any, base_shapes: Any, *,
 def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
              parametrization: base.Parametrization) -> list[str]:
   """Return lines on what the user has to change in the forward pass."""
-  lines = [f"{path}: {info.open} is open; it matters for absolute numbers only."
+  lines = [f"{path}: shapes leave open {info.open}; the multipliers above do "
+           "not depend on it."
            for path, info in infos.items() if info.open]
   lines += [f"{path}: multiply the outputs computed with it by {m.output:.4g}."
             for path, m in mults.items() if m.output != 1]
@@ -167,7 +168,7 @@ def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
 
 
 def _tied_mult(info: ParamInfo, parametrization: base.Parametrization) -> float:
-  """Return the output multiplier of a readout, for an embedding that is one.
+  """Return the multiplier of the logits, for an embedding that reads out too.
 
   Entries of a table (rows, width) have fan-in 1 where rows are looked up, and
   fan-in `width` where the table is the readout.

@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For the tests of 8 devices, see `parallel.set_cpu_devices`; all others run on
@@ -14,6 +15,22 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# Most of the time of the tests is compilation, and most of that is spent on
+# optimizing. Modules that test the compiled program itself, its bits, its
+# memory or its agreement with published vectors, compile it as users do.
+OPTIMIZED = ("test_golden", "test_parallel", "test_published", "test_registry",
+             "test_release", "test_step_cost", "test_train")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimizations(request):
+  """Compile quickly, except in the modules of OPTIMIZED."""
+  jax.config.update("jax_disable_most_optimizations",
+                    request.module.__name__ not in OPTIMIZED)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
 
 # Ranks 0 to 4, ties between axis sizes, and both sides of the size at which
 # the kernel changes its lowering.

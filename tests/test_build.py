@@ -89,7 +89,7 @@ def test_meta_optimizer():
   np.testing.assert_allclose(clipped, update(constant, clip=1.0), rtol=1e-5)
   assert np.abs(update(outlier, clip=1e9) - clipped).max() > 1e-4
   np.testing.assert_allclose(
-      update((1.0,), make="test_program:sgd"), -direction["x"] / 40, rtol=1e-6)
+      update((1.0,), make="test_build:sgd"), -direction["x"] / 40, rtol=1e-6)
 
 
 def test_tensorboard(tmp_path):

@@ -319,7 +319,7 @@ def asked(tmp_path, **flags):
       "task": "mlp", "settings": ["batch_size=16", "depth=2"], "axis": "width",
       "sizes": ["8", "16"], "seeds": 1, "steps": ["1", "2"],
       "learning_rate": None, "control_learning_rate": None, "data_dir": None,
-      "scale_gradients": False,
+      "scale_gradients": False, "trust": [],
       **flags})
 
 

@@ -58,7 +58,7 @@ def test_chunks(task, monkeypatch):
 def asked(tmp_path, **flags):
   """Return flags of the command, with defaults for all others."""
   return types.SimpleNamespace(**{
-      "optimizer": str(tmp_path / "a.safetensors"),
+      "trust": [], "optimizer": str(tmp_path / "a.safetensors"),
       "workdir": str(tmp_path / "out"), "data_dir": None, "task": "mlp",
       "settings": ["width=4", "depth=1", "batch_size=4"], "num_steps": 5,
       **flags})

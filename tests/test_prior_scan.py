@@ -69,6 +69,8 @@ def test_configs_are_valid(name):
       section.get("dataset") in FILES for section in (
           *config.tasks.values(), *config.evaluation.tasks.values())):
     pytest.skip("MULO_DATA_DIR is not set")
-  for section in (config.tasks, config.evaluation.tasks):
-    for task, _ in build.tasks(config, section, None).values():
+  parametrization = parametrizations.get(config.parametrization)
+  for sections in (config.tasks, config.evaluation.tasks):
+    for section in sections.values():
+      task = build.task_of(section, parametrization, None)
       assert jax.eval_shape(task.init, jax.random.key(0))

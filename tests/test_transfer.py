@@ -258,6 +258,8 @@ def test_targets():
 @pytest.mark.parametrize("call, message", [
     (lambda: methods.parse(["adamm"], []), "'adamm'; available: adam"),
     (lambda: methods.parse(["mulo-s@0"], []), "'mulo-s@0'; available"),
+    (lambda: methods.parse(["mulo-s", "mulo-s=mulo-s-sp"], []),
+     "Two optimizers are called 'mulo-s'"),
     (lambda: methods.parse(["mulo-s-sp@8"], []), "leave out the width"),
     (lambda: transfer.targets_of(asked(axis="num_steps", values=["x"])),
      "num_steps must be a positive integer, got 'x'"),

@@ -33,6 +33,7 @@ import ml_collections
 import pandas as pd
 
 from experiments import command
+from learned_opt import registry
 from meta_train import estimators
 from meta_train.configs import quickstart
 from meta_train.workdir import metrics
@@ -258,16 +259,16 @@ def define_flags() -> None:
   flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
   flags.DEFINE_list(
       "estimators", ["pes", "noise_reuse_es", "truncated_backprop"],
-      "Names of files in meta_train/estimators.")
+      "Names of files in meta_train/estimators, or package.module:make.")
 
 
 def main(args: flags.FlagValues) -> int:
   """Run and kill all estimators; return 1 if any bytes differ, otherwise 0."""
-  unknown = set(args.estimators) - set(estimators.names())
-  if unknown or not args.estimators:
-    raise ValueError(
-        f"Unknown estimators {sorted(unknown)}; available: "
-        f"{', '.join(estimators.names())}.")
+  if not args.estimators:
+    raise ValueError("--estimators is empty; available: "
+                     f"{', '.join(estimators.names())}.")
+  for name in args.estimators:
+    registry.find(estimators.__name__, name)  # raises ValueError if unknown
   workdir = pathlib.Path(args.workdir).resolve()
   workdir.mkdir(parents=True, exist_ok=True)
   shutil.rmtree(workdir / "runs", ignore_errors=True)

@@ -28,7 +28,7 @@ passes.
 import dataclasses
 import pathlib
 import re
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 from absl import flags
 import jax
@@ -42,6 +42,7 @@ from experiments import command
 from experiments import methods
 from learned_opt import base
 from learned_opt import optimizers
+from learned_opt import registry
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles as roles_lib
 from meta_train import build
@@ -67,7 +68,8 @@ MUP_RATE, STANDARD_RATE = 0.1, 0.01
 
 
 def opt_fn_of(name: str, learning_rate: float | None = None,
-              settings: dict[str, Any] | None = None) -> tuple[Callable, str]:
+              settings: dict[str, Any] | None = None,
+              trust: Sequence[str] = ()) -> tuple[Callable, str]:
   """Return an `opt_fn` that ignores its theta, and the default parametrization.
 
   Args:
@@ -77,6 +79,7 @@ def opt_fn_of(name: str, learning_rate: float | None = None,
       updates of a learned optimizer; None for the default.
     settings: settings of a learned optimizer that replace its stored or default
       ones.
+    trust: see `mulo.load`.
 
   Raises:
     ValueError: an unknown name, or settings that the optimizer does not accept.
@@ -90,12 +93,12 @@ def opt_fn_of(name: str, learning_rate: float | None = None,
     rate = MUP_RATE if learning_rate is None else learning_rate
     return (lambda theta, *, num_steps=None: baselines.get(name).make(
         rate, **OPTAX[name])), OPTAX_PARAMETRIZATION
-  if name in optimizers.names():
+  if name in optimizers.names() or registry.is_import(name):
     lopt = optimizers.get(name, **settings)
     theta, lopt_fn = lopt.init(jax.random.key(0)), lopt.opt_fn
     parametrization = "mup"
   else:
-    artifact = mulo.read(name)
+    artifact = mulo.read(name, trust)
     artifact = dataclasses.replace(
         artifact, settings=artifact.settings | settings)
     theta, lopt_fn = artifact.theta, artifact.lopt.opt_fn
@@ -268,6 +271,7 @@ def define_flags() -> None:
   """Define the flags of this command."""
   command.define_workdir()
   command.define_data_dir()
+  command.define_trust()
   flags.DEFINE_string(
       "optimizer", None, "Optimizer to check: a pretrained name, a "
       ".safetensors file, a learned optimizer with initial weights "
@@ -307,7 +311,7 @@ def define_flags() -> None:
 def reports_of(flags) -> dict[str, mulo.CoordCheckReport]:
   """Run the check and the control; return their reports by title."""
   settings = command.parse_settings(flags.optimizer_settings)
-  _, default = opt_fn_of(flags.optimizer, None, settings)
+  _, default = opt_fn_of(flags.optimizer, None, settings, flags.trust)
   parametrization = flags.parametrization or default
   control = flags.control or CONTROL[flags.axis]
   sizes = command.parse_integers("sizes", flags.sizes) or SIZES[flags.axis]
@@ -329,7 +333,7 @@ def reports_of(flags) -> dict[str, mulo.CoordCheckReport]:
     for title, (name, values, rate) in runs.items():
       if rate is None and flags.optimizer in OPTAX:
         rate = STANDARD_RATE if name == "standard" else MUP_RATE
-      opt_fn, _ = opt_fn_of(flags.optimizer, rate, settings)
+      opt_fn, _ = opt_fn_of(flags.optimizer, rate, settings, flags.trust)
       reports[title] = check(
           opt_fn, parametrization_of[name], section, flags.axis, values,
           flags.seeds, steps, flags.data_dir, lambda _: bar.update(),

@@ -160,6 +160,7 @@ def define_flags() -> None:
   """Define the flags of this command."""
   command.define_workdir()
   command.define_data_dir()
+  command.define_trust()
   command.define_task()
   flags.DEFINE_string(
       "optimizer", None,
@@ -176,7 +177,7 @@ def main(flags) -> None:
     ValueError: flags that do not fit together, or a task without width.
     OSError: a missing artifact or data set, or a workdir that is not writable.
   """
-  artifact = mulo.read(flags.optimizer)
+  artifact = mulo.read(flags.optimizer, flags.trust)
   parametrization = parametrizations.get(artifact.parametrization)
   task = build.task_of(
       {"name": flags.task, **command.parse_settings(flags.settings)},

@@ -236,6 +236,7 @@ def define_flags() -> None:
   """Define the flags of this command."""
   command.define_workdir()
   command.define_data_dir()
+  command.define_trust()
   flags.DEFINE_list(
       "optimizers", None, "Optimizers to compare. A baseline "
       f"({', '.join(baselines.names())}), or [label=]artifact[@width]. An "
@@ -270,10 +271,12 @@ def define_flags() -> None:
 
 def main(flags) -> None:
   """Compare the optimizers; write and print the report."""
-  compared = methods.parse(flags.optimizers, flags.schedules)
+  compared = methods.parse(
+      flags.optimizers, flags.schedules, flags.trust)
   if flags.bfloat16_state:
-    compared += [methods.with_bfloat16_state(name.rpartition("=")[2])
-                 for name in flags.optimizers if name not in baselines.names()]
+    compared += [
+        methods.with_bfloat16_state(name.rpartition("=")[2], flags.trust)
+        for name in flags.optimizers if name not in baselines.names()]
   targets = targets_of(flags)
   folder = pathlib.Path(flags.workdir)
   if not folder.exists():  # a second run may find all cells and need no data
