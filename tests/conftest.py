@@ -1,6 +1,7 @@
 """Strict JAX, and inputs that several tests use."""
 
 import os
+from typing import Iterable
 
 import jax
 import numpy as np
@@ -16,18 +17,19 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get(
     os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-# Most of the time of the tests is compilation, and most of that is spent on
-# optimizing. Modules that test the compiled program itself, its bits, its
-# memory or its agreement with published vectors, compile it as users do.
-OPTIMIZED = ("test_golden", "test_parallel", "test_published", "test_registry",
-             "test_release", "test_step_cost", "test_train")
+# Most of the time of the tests is compilation, and a third of that is spent on
+# optimizing. These modules compile as users do: they test the compiled program
+# itself, its memory, its agreement with published vectors, or its bits beside
+# those of other processes.
+OPTIMIZED = ("test_golden", "test_published", "test_registry", "test_release",
+             "test_step_cost", "test_train")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def optimizations(request):
   """Compile quickly, except in the modules of OPTIMIZED."""
-  jax.config.update("jax_disable_most_optimizations",
-                    request.module.__name__ not in OPTIMIZED)
+  fast = request.module.__name__ not in OPTIMIZED
+  jax.config.update("jax_disable_most_optimizations", fast)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
 
@@ -38,13 +40,20 @@ SHAPES = {
     "scalar": (), "vector": (7,), "long_vector": (300,), "matrix": (5, 7),
     "tall": (40, 9), "square": (16, 16), "cube": (6, 5, 6), "tie": (3, 8, 8),
     "conv": (3, 3, 4, 8), "small_conv": (3, 3, 2, 2)}
+FEW = ("scalar", "vector", "tall", "conv")
 
 
-def normal_tree(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
-  """A normal array for each of SHAPES."""
+def normal_tree(seed: int, scale: float = 1.0, names: Iterable[str] = SHAPES
+                ) -> dict[str, np.ndarray]:
+  """Return normal arrays, by default one for each of SHAPES."""
   rng = np.random.default_rng(seed)
-  return {k: (scale * rng.normal(size=s)).astype(np.float32)
-          for k, s in SHAPES.items()}
+  return {k: (scale * rng.normal(size=SHAPES[k])).astype(np.float32)
+          for k in names}
+
+
+def small_tree(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+  """Return normal arrays of FEW shapes, which compile in half the time."""
+  return normal_tree(seed, scale, FEW)
 
 
 def perturbed(theta, seed: int, std: float = 0.1):

@@ -103,8 +103,8 @@ def test_vmap_over_theta(name, lowering):
 def test_mulo_ignores_the_scale_of_gradients(scale):
   lopt = optimizers.get("mulo", step_mult=1.0)
   theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
-  params = conftest.normal_tree(2)
-  grads = [conftest.normal_tree(10 + t, 1e-3 * 3.0**-t) for t in range(4)]
+  params = conftest.small_tree(2)
+  grads = [conftest.small_tree(10 + t, 1e-3 * 3.0**-t) for t in range(4)]
   scaled = [jax.tree.map(lambda g: np.float32(scale) * g, g) for g in grads]
   tx = lopt.opt_fn(theta)
   after, expected = run(tx, params, scaled), run(tx, params, grads)
@@ -118,8 +118,8 @@ def test_adafac_mlp_does_not_ignore_the_scale_of_gradients():
   """Absolute epsilons break the invariance, so the test above can fail."""
   lopt = optimizers.get("adafac_mlp", hidden=4, step_mult=1.0)
   tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
-  params = conftest.normal_tree(2)
-  grads = [conftest.normal_tree(3, 1e-3)]
+  params = conftest.small_tree(2)
+  grads = [conftest.small_tree(3, 1e-3)]
   scaled = [jax.tree.map(lambda g: np.float32(1e-6) * g, g) for g in grads]
   assert deviation(run(tx, params, scaled), run(tx, params, grads),
                    params) > 0.01
@@ -129,8 +129,8 @@ def test_adafac_mlp_does_not_ignore_the_scale_of_gradients():
 def test_zero_gradients_and_parameters(name):
   lopt = optimizers.get(name, hidden=4)
   tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
-  params = jax.tree.map(np.zeros_like, conftest.normal_tree(0))
-  zero, some = params, conftest.normal_tree(1, 1e-3)
+  params = jax.tree.map(np.zeros_like, conftest.small_tree(0))
+  zero, some = params, conftest.small_tree(1, 1e-3)
   for after in run(tx, params, [zero, zero, some, zero]):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
 
@@ -164,11 +164,11 @@ def test_mulo_starts_as_adam():
   lopt = optimizers.get("mulo", step_mult=1.0)
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
   reference = optax.scale_by_adam(eps=0.0)
-  params = conftest.normal_tree(0)
+  params = conftest.small_tree(0)
   state, reference_state = tx.init(params), reference.init(params)
   update = jax.jit(tx.update)
   for t in range(5):
-    grad = conftest.normal_tree(t)
+    grad = conftest.small_tree(t)
     updates, state = update(grad, state, params)
     expected, reference_state = reference.update(grad, reference_state)
   for k, x in updates.items():
