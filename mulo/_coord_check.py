@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Slopes that pass, of log change against log width, by kind of layer.
+# Slopes of log change against log width that pass, by kind of layer.
 LIMITS = {"input": (-0.05, 0.05), "hidden": (-0.1, 0.1),
           "attention": (-0.25, 0.25), "output": (-0.25, 0.1)}
 DEPTH_LIMITS = {kind: (-0.2, 0.2) for kind in LIMITS}  # against log depth
@@ -30,7 +30,7 @@ FIRST_JUDGED = 2
 Layers = Mapping[str, jax.Array]  # {layer: activations [batch, ...]}
 Init = Callable[[jax.Array, int], Any]
 ApplyAndLoss = Callable[[Any, jax.Array, int], tuple[jax.Array, Layers]]
-# {layer: mean absolute value}; one number, or [steps].
+# {layer: mean absolute value}; a scalar, or one value per step [steps].
 Means = dict[str, jax.Array]
 Run = Callable[[jax.Array], tuple[jax.Array, Means, Means]]
 OfWidth = Callable[[int], optax.GradientTransformation]
@@ -41,8 +41,10 @@ class Fit(NamedTuple):
 
   Attributes:
     slope: slope of the line through the means over seeds.
-    error: two standard errors of the slope, from sizes and seeds.
-    residual: largest distance of a mean from the line, in octaves.
+    error: two standard errors of the slope, from the distances of all single
+      networks from the line.
+    residual: largest distance between a mean over seeds and the line, in
+      octaves.
   """
 
   slope: float
@@ -76,7 +78,7 @@ class Layer:
       if step < FIRST_JUDGED:
         continue
       if not np.isfinite(fit.slope):
-        reasons.append(f"step {step}: does not move, or not by a number")
+        reasons.append(f"step {step}: change is zero or not finite")
       elif not self.limits[0] <= fit.slope <= self.limits[1]:
         reasons.append(f"step {step}: slope {fit.slope:+.2f}")
       elif fit.residual > MAX_RESIDUAL:
@@ -124,7 +126,7 @@ def fit(sizes: Sequence[int], change: np.ndarray) -> Fit:
   """Fit a line through log2 change against log2 size; see `Fit`.
 
   Args:
-    sizes: widths or depths, two at least.
+    sizes: at least two widths or depths.
     change: [sizes, seeds]. The slope is NaN unless all entries are finite and
       all means over seeds are positive.
   """
@@ -134,8 +136,8 @@ def fit(sizes: Sequence[int], change: np.ndarray) -> Fit:
   x, y = np.log2(np.asarray(sizes, float)), np.log2(means)
   slope, intercept = np.polyfit(x, y, 1)
   residual = float(np.max(np.abs(y - slope * x - intercept)))
-  # Distance of every single network from the line, [sizes, seeds]. The maximum
-  # keeps the logarithm finite where one network of several does not change.
+  # Distance of every single network from the line, [sizes, seeds]. If one of
+  # several networks does not change, `maximum` keeps the logarithm finite.
   points = np.log2(np.maximum(change, 1e-30)) - (
       slope * x + intercept)[:, None]
   variance = np.sum(points**2) / max(points.size - 2, 1)
@@ -161,30 +163,31 @@ def coord_check(
 
   Args:
     init: `(key, width) -> params`.
-    apply_and_loss: `(params, key, width) -> (loss, {layer: activations})`, on a
-      batch that the key decides. Activations, [batch, ...], are taken before
-      nonlinearities; the logits are among them.
+    apply_and_loss: `(params, key, width) -> (loss, {layer: activations})`. The
+      key decides the batch. Activations [batch, ...] are pre-activations; the
+      logits are among the layers.
     tx: the optimizer, or a function `width -> optimizer`.
     widths: widths in increasing order.
     seeds: number of networks of each width. The seed also decides the batches,
       which are the same for all widths.
     steps: steps after which activations are measured, counted from 1. Step 1
       is not judged, so a later step is required.
-    kinds: {layer: "input", "hidden", "attention" (logits) or "output"}. By
-      default, a layer with equally many activations at all widths is an output,
-      and any other layer is hidden. At several depths, all layers are hidden.
-    limits: {kind: (smallest, largest) slope that passes}, to replace LIMITS, or
-      DEPTH_LIMITS.
+    kinds: {layer: "input", "hidden", "attention" (attention logits) or
+      "output"}. By default, a layer with equally many activations at all widths
+      is an output, and any other layer is hidden. With the axis "depth", all
+      layers are hidden by default.
+    limits: {kind: (smallest, largest) slope that passes}. Entries replace those
+      of LIMITS, or of DEPTH_LIMITS with the axis "depth".
     axis: "width", or "depth" if `widths` are depths.
-    on_width: called with each width when its networks are trained.
+    on_width: called with each width after its networks have been trained.
 
   Returns:
     A report with `.passed`, `.table()` and the measured numbers.
 
   Raises:
-    ValueError: fewer than two widths; no step that is judged; a layer that some
-      widths lack (at several depths: no layer that all depths have); or `kinds`
-      with an unknown layer or a kind without limits.
+    ValueError: fewer than two widths; no step that is judged; networks of two
+      widths have different layers; networks of all depths have no layer in
+      common; or `kinds` names an unknown layer or a kind without limits.
 
   Examples:
     >>> import jax
@@ -207,7 +210,8 @@ def coord_check(
   all_limits = {
       **(DEPTH_LIMITS if axis == "depth" else LIMITS), **(limits or {})}
   _check_numbers(widths, steps)
-  # `_runner` compiles nothing yet, so that errors of layers come early.
+  # `_runner` compiles nothing. Wrong layers therefore raise an error before any
+  # compilation.
   runs, shapes = zip(*(
       _runner(init, apply_and_loss, tx, width, max(steps)) for width in widths))
   kinds = _all_kinds(shapes, axis, kinds or {}, all_limits)
@@ -277,21 +281,22 @@ def _all_kinds(shapes: Sequence[Mapping[str, Any]], axis: str,
   """
   names = [name for name in shapes[0] if all(name in x for x in shapes)]
   if not names:
-    raise ValueError("There is no layer that all sizes have, they have: "
+    raise ValueError("No layer is in the networks of all sizes; their layers: "
                      f"{[sorted(x) for x in shapes]}.")
   # Deeper networks have more layers; wider networks have the same ones.
   if axis == "width" and any(set(x) != set(names) for x in shapes):
-    raise ValueError("Not all widths have the same layers: "
+    raise ValueError("All widths must have the same layers. Layers that only "
+                     "some widths have, for each width: "
                      f"{[sorted(set(x) - set(names)) for x in shapes]}.")
   for name, kind in kinds.items():
     if name not in names:
-      raise ValueError(f"kinds has {name!r}, which is no layer that all sizes "
-                       f"have; these are {', '.join(names)}.")
+      raise ValueError(f"kinds names {name!r}, which is not a layer of all "
+                       f"sizes; layers of all sizes: {', '.join(names)}.")
     if kind not in limits:
-      raise ValueError(f"kinds says {kind!r} of {name}, a kind without limits; "
-                       f"with limits are {', '.join(limits)}.")
-  # Outputs have as many activations at all widths; hidden layers have more in
-  # wider networks.
+      raise ValueError(f"kinds[{name!r}] is {kind!r}, which has no limits; "
+                       f"kinds with limits: {', '.join(limits)}.")
+  # Outputs have equally many activations at all widths; hidden layers have more
+  # in wider networks.
   grows = {name: len({x[name].size for x in shapes}) > 1 for name in names}
   return {name: kinds.get(
       name, "hidden" if axis == "depth" or grows[name] else "output")

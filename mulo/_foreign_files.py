@@ -1,8 +1,8 @@
 """Read arrays from files of other projects, for `mulo.convert`.
 
 Two formats are known: safetensors, and the msgpack of flax.serialization, in
-which google/learned_optimization publishes its `theta.state`. msgpack can be
-nested to any depth and can announce any size, so the parser bounds both.
+which google/learned_optimization publishes its `theta.state`. A msgpack file
+can be nested to any depth and can announce any size. The parser limits both.
 """
 
 import math
@@ -40,7 +40,7 @@ def read_arrays(name_or_path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
   Raises:
     FileNotFoundError: no such file.
-    ArtifactError: neither of the two formats, or a file beyond the bounds.
+    ArtifactError: a file of another format, or beyond a limit of the parser.
     ImportError: the package msgpack or huggingface_hub is needed but missing.
   """
   name = os.fspath(name_or_path)
@@ -76,8 +76,8 @@ def _unpack(msgpack: Any, content: bytes) -> Any:
           f"it has more than {MAX_ENTRIES} entries.")
     return entries
 
-  # The parser allocates a list as soon as its length is announced, so lists
-  # must be short. The only lists of such files are shapes.
+  # The parser allocates a list as soon as its length is announced, so long
+  # lists are refused. The only lists in files of flax are shapes.
   bounds: dict[str, Any] = dict(
       max_array_len=MAX_AXES, max_map_len=MAX_ENTRIES, list_hook=count,
       object_hook=count, max_str_len=MAX_NAME)

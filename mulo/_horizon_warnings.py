@@ -2,14 +2,14 @@
 
 Two kinds of use cause a warning:
 
-* Width: a network more than WIDTH_FACTOR times as wide as the widest network of
-  meta-training. muP is made for wider networks, but far wider networks have not
-  been tried.
-* Horizon: any run longer than the longest episode of meta-training. No method
-  like muP carries an optimizer to longer runs.
+* Width: the network is more than WIDTH_FACTOR times as wide as the widest
+  network of meta-training. muP is made for wider networks, but networks as wide
+  as this are untested.
+* Horizon: the run is longer than the longest episode of meta-training. muP does
+  not make an optimizer work in longer runs.
 
-Batch sizes are recorded (`Artifact.trained`), but an optimizer cannot see the
-batch size of a run.
+There is no warning about batch sizes, because an optimizer cannot see the batch
+size of a run. `Artifact.trained` has the batch sizes of meta-training.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ def check_horizon(artifact: artifact_lib.Artifact, name: Any, num_steps: Any
     return
   if num_steps > trained[1]:
     _warn(f"{name} was meta-trained for at most {trained[1]} steps, and is "
-          f"told to take {num_steps}; compare it with a tuned AdamW.")
+          f"told to take {num_steps}; compare {name} with a tuned AdamW.")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -66,9 +66,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def network_width(params: Any, base_shapes: Any) -> int:
   """Return the size of the largest axis that grows with width.
 
-  Without base_shapes, the growing axes are unknown. Each matrix then counts
-  with its second-largest axis, because the largest one may belong to the input
-  or to a vocabulary.
+  Without base_shapes, the growing axes are unknown. The second-largest axis of
+  each matrix then counts, because the largest axis may belong to the input or
+  to a vocabulary.
   """
   shapes, bases = _shapes(params), _shapes(base_shapes)
   if not bases:
@@ -99,5 +99,6 @@ def check_width(artifact: artifact_lib.Artifact, name: Any, params: Any,
   size = network_width(params, base_shapes)
   if size > WIDTH_FACTOR * trained[1]:
     _warn(f"{name} was meta-trained on networks of width {trained[0]} to "
-          f"{trained[1]}, and this one has an axis of {size}, more than "
-          f"{WIDTH_FACTOR} times as much; compare it with a tuned AdamW.")
+          f"{trained[1]}. This network has an axis of {size}, more than "
+          f"{WIDTH_FACTOR} times {trained[1]}; compare {name} with a tuned "
+          "AdamW.")

@@ -47,13 +47,13 @@ def download(name: str) -> pathlib.Path:
   """Return the local path of a file; download the file if it is not cached.
 
   The repository's card, README.md, may list hashes of files ("sha256 of the
-  file", as experiments/release.py writes them). If the card lists any, the
-  file must have one of them.
+  file", as experiments/release.py writes them). If the card lists any hashes,
+  the file must have one of these hashes.
 
   Args:
     name: hf://owner/name for the file theta.safetensors, or
-      hf://owner/name/file for another file. owner/name@revision means a branch,
-      a tag or a commit.
+      hf://owner/name/file for another file. hf://owner/name@revision is a
+      branch, a tag or a commit.
 
   Raises:
     ImportError: huggingface_hub is not installed.

@@ -37,9 +37,9 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
 
   Args:
     name_or_path: one of `list_pretrained()`, a path to a .safetensors file, or
-      "hf://owner/name", which means theta.safetensors of this repository on
-      Hugging Face. "hf://owner/name@revision/file" gives a branch, tag or
-      commit, and another file.
+      "hf://owner/name", the file theta.safetensors of this repository on
+      Hugging Face. "hf://owner/name@revision/file" is another file, at a
+      branch, tag or commit.
     trust: names of code, each as "package.module:make", that the file may give
       as its optimizer or parametrization. Reading imports and runs this code.
       Optimizers of this package and of entry points need no trust.
@@ -49,7 +49,7 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
     `.record` and `.trained`.
 
   Raises:
-    FileNotFoundError: neither a name nor a file.
+    FileNotFoundError: neither a pretrained optimizer nor a file.
     ArtifactError: a file that is damaged, of another format or of a newer
       version, or that names code that is not in `trust`.
     ImportError: huggingface_hub is needed but missing.
@@ -88,19 +88,18 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
     base_shapes: parameter shapes of the same network built at another width,
       as `jax.eval_shape(init, key)` returns them. mulo compares the shapes at
       the two widths to see which axes grow; `mulo.scaling.describe` prints the
-      result.
-      Required unless the optimizer was meta-trained under the standard
+      result. Required unless the optimizer was meta-trained under the standard
       parametrization.
-    learning_rate: multiplier of the step, or an optax schedule of it. The
-      optimizer was meta-trained with 1.
+    learning_rate: multiplier of the step (1 in meta-training), or an optax
+      schedule of this multiplier.
     weight_decay: see the formula; not scaled by the update multiplier.
     num_steps: planned number of steps, for optimizers that use it. A number
       beyond the horizon of meta-training causes a warning.
-    forward: True (default): your network already divides its output layer by
-      its fan-in. False: leave the network unchanged; the output layer's update
-      is scaled instead. The two are equivalent if the output layer starts at
-      zero and the optimizer is invariant to the scale of gradients and
-      parameters.
+    forward: True (default): your network divides the outputs of its output
+      layer by the fan-in of this layer. False: your network does not divide
+      them, and the updates of the output layer are scaled instead. Both are
+      equivalent if the output layer starts at zero and the optimizer is
+      invariant to the scale of gradients and parameters.
     inference: further arguments of `mulo.scaling.infer`: `overrides` for roles
       that shapes do not show (embeddings need none), `layout="out_in"` for
       equinox, `deeper_shapes` for layers stacked on a leading axis.
@@ -117,9 +116,11 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
 
   Raises:
     FileNotFoundError: see `read`.
-    ValueError: see `read`; also a setting that the optimizer does not take or
-      that does not fit theta, or missing base_shapes. `init` raises ValueError
-      if base_shapes do not fit the parameters.
+    ArtifactError: see `read`.
+    ImportError: see `read`.
+    ValueError: the optimizer does not take a setting; a setting does not fit
+      theta; or base_shapes are missing. `init` raises ValueError if base_shapes
+      do not fit the parameters.
 
   Examples:
     >>> import jax
@@ -157,7 +158,7 @@ def _learned_links(
 
   Args:
     artifact: the trained optimizer.
-    name: its name, for the message.
+    name: name of the optimizer, for the error message.
     base_shapes: see `load`.
     num_steps: see `load`.
     forward: see `load`.
@@ -190,7 +191,7 @@ def _decay_and_rate(weight_decay: Any, learning_rate: Any
   """
   links: list[optax.GradientTransformation] = []
   if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-    # The sign: learned updates are added to the parameters.
+    # Negative: unlike in `optax.adamw`, no later link changes the sign.
     links.append(optax.add_decayed_weights(-weight_decay, _is_matrix))
   if not (isinstance(learning_rate, (int, float)) and learning_rate == 1):
     links.append(
@@ -199,7 +200,7 @@ def _decay_and_rate(weight_decay: Any, learning_rate: Any
 
 
 def _is_matrix(params: Any) -> Any:
-  """Return a tree like `params`: whether each has two axes or more."""
+  """Return a tree of bools: whether each parameter has two axes or more."""
   return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 

@@ -82,19 +82,21 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
 
   Args:
     core: a `scale_by_...` of optax: no learning rate, no decay, updates not
-      negated. It must not depend on the size of parameters (LAMB, Prodigy), the
-      loss or its curvature (Polyak, Sophia, L-BFGS), or a global norm.
+      negated. Its updates must not depend on the size of parameters (LAMB,
+      Prodigy), the loss or its curvature (Polyak, Sophia, L-BFGS), or a global
+      norm.
     learning_rate: number or schedule, tuned at the base width.
     base_shapes: see `infer`.
-    spectral: False if the size of an update's entries does not depend on width,
-      as in Adam, or in SGD on rescaled gradients. True if the size of a matrix
-      update's singular values does not, as in Muon (see `mu_muon`) or Shampoo
-      with a fourth root per side; updates of vectors are then as in Adam.
+    spectral: which size of core's updates is the same at all widths. False: the
+      size of entries, as in Adam, or in SGD on rescaled gradients. True: the
+      size of singular values for matrices, and of entries for vectors, as in
+      Muon (see `mu_muon`) or Shampoo with a fourth root per side.
     weight_decay: tuned at the base width; multiplied by the learning rate.
       Vectors do not decay.
-    kappa: one step shrinks a hidden or output matrix by a fraction proportional
-      to fan_in**-kappa. 0: the fraction does not depend on width. 1/2: as Fan
-      et al. propose. 1: it falls like muP's learning rate.
+    kappa: one step of weight decay shrinks a hidden or output matrix by a
+      fraction proportional to fan_in**-kappa. 0: the fraction does not depend
+      on width. 1/2: as Fan et al. propose. 1: the fraction falls like muP's
+      learning rate.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
     inference: further arguments of `infer`.
@@ -103,8 +105,8 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
     A transformation. Its `init` raises the errors of `infer`.
 
   Raises:
-    ValueError: an unknown parametrization; or spectral, and the parametrization
-      has no multipliers for width.
+    ValueError: an unknown parametrization; or spectral is True and the
+      parametrization has no multipliers for width.
 
   Reference:
     Yang et al., 2022, https://arxiv.org/abs/2203.03466; spectral: Yang et al.,
@@ -125,9 +127,9 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
   inference = inference or {}
   resolved = parametrizations.find(parametrization)
   if spectral and not resolved.needs_base_shapes:
-    raise ValueError("Optimizers such as Muon need a parametrization with "
-                     "multipliers for width, such as 'mup', got "
-                     f"{parametrization!r}.")
+    raise ValueError("Muon, and any `mu` with spectral=True, needs a "
+                     "parametrization with multipliers for width, such as "
+                     f"'mup', got {parametrization!r}.")
   mults_of = functools.partial(
       multipliers_lib.relative, resolved, forward=forward, kappa=kappa)
 
@@ -150,10 +152,11 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
 
 
 def _singular_value(info: ParamInfo) -> float:
-  """Return the singular value of a matrix of ones over that at the base width.
+  """Return the further multiplier of updates whose singular values have size 1.
 
-  `Multipliers.update` is for updates with entries of size 1, and this number
-  converts it to updates with singular values of size 1. It is 1 for vectors.
+  `Multipliers.update` is the multiplier of updates whose entries have size 1.
+  The further multiplier is the singular value of a matrix of ones, divided by
+  the same singular value at the base width. For a vector it is 1.
   """
   if info.role == "vector":
     return 1.0
@@ -172,7 +175,11 @@ def _is_zero(x: Any) -> bool:
 
 def _add_decay(mults_of: Callable[[optax.Params], Any]
                ) -> optax.GradientTransformation:
-  """Add `mult * parameter` to each update, with `mults_of(params)` a tree."""
+  """Return a transformation that adds `mult * parameter` to each update.
+
+  Args:
+    mults_of: `mults_of(params)` returns the tree of mults, one per parameter.
+  """
 
   def update(updates: optax.Updates, state: optax.OptState,
              params: optax.Params | None = None
@@ -304,12 +311,12 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
   The update of a hidden matrix, with O its orthogonalised momentum, is
 
       -learning_rate * c * sqrt(r_in * r_out) * Multipliers.update * O
-      c = sqrt(max(1, fan_out / fan_in)) at the base width
+      c = sqrt(max(1, base_fan_out / base_fan_in))
 
-  where r_in and r_out are fan-in and fan-out over their values at the base
-  width. Under "mup", sqrt(r_in * r_out) * Multipliers.update is sqrt(r_out /
-  r_in). At the base width the update is that of `optax.contrib.muon`. Each
-  index of a stack (layers, experts) has its own O.
+  where r_in is fan-in / base_fan_in, r_out is fan-out / base_fan_out, and base
+  means at the base width. Under "mup", sqrt(r_in * r_out) * Multipliers.update
+  is sqrt(r_out / r_in). At the base width the update is that of
+  `optax.contrib.muon`. Each index of a stack (layers, experts) has its own O.
 
   Args:
     learning_rate: for hidden matrices; see `mu`.
@@ -327,7 +334,7 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
     inference: further arguments of `infer`.
 
   Returns:
-    A transformation. Its `update` raises ValueError if shapes leave open the
+    A transformation. Its `update` raises ValueError if shapes do not tell the
     rows and columns of a hidden parameter.
 
   Raises:
@@ -382,10 +389,10 @@ def _base_aspect(info: ParamInfo) -> float:
 
 
 def _rows_and_columns(info: ParamInfo) -> optax.contrib.MuonDimensionNumbers:
-  """Return the axes for Muon; raise ValueError if shapes leave them open."""
+  """Return the axes for Muon; raise ValueError if shapes do not tell them."""
   if info.open:
     raise ValueError(
-        f"A hidden parameter of canonical shape {info.shape} leaves open "
-        f"{info.open}. Muon needs its rows and columns: declare the axes in "
-        "overrides.")
+        f"For a hidden parameter of canonical shape {info.shape}, shapes do "
+        f"not tell {info.open}. Muon needs rows and columns: declare the axes "
+        "of this parameter in overrides.")
   return optax.contrib.MuonDimensionNumbers(info.inputs, info.outputs)

@@ -23,12 +23,13 @@ class PublishedLayout(NamedTuple):
 
   Attributes:
     optimizer: name of this project's optimizer.
-    names: {path in theta: published names}. Several published names are blocks
-      of rows of one array.
-    sizes: {setting: (published name, axis)}, settings that are the size of an
-      axis.
+    names: {path in theta: published names}. If a path has several published
+      names, their arrays are blocks of rows of the array in theta.
+    sizes: {setting: (published name, axis)}. The setting is the size of this
+      axis of the published array.
     transposed: whether published matrices are transposed, as in torch.
-    arguments: paths in theta whose arrays are not in the files.
+    arguments: paths in theta whose arrays are not in the files, but arguments
+      of `convert`.
   """
 
   optimizer: str
@@ -105,7 +106,7 @@ LAYOUTS = {
         {"hidden": ("network.input.bias", 0)}, True, _DECAYS)}
 
 
-@artifact_lib.refusing("What convert was given")
+@artifact_lib.refusing("The input of convert")
 def convert(flat_arrays: Mapping[str, Any], layout: str, *,
             parametrization: str = "standard", licence: str = "unknown",
             **settings: Any) -> artifact_lib.Artifact:
@@ -126,18 +127,19 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
     network.output holds w2 and b2.
 
-  PyLO has the learned decays in its code, not in its files. Pass the decays as
-  the settings momentum_decays, rms_decays and adafactor_decays: the residuals
-  that PyLO's optimizers take by these names. The defaults of PyLO's MuLO belong
-  to the weights btherien/mulo: (0.15216392, 0.14245212, 0.06812963),
-  (0.01079706,) and (0.18621896, -0.10864615, -0.06185547), with step_mult=0.01
-  and parametrization="mup".
+  PyLO has the learned decays in its code, not in its files. Pass them as the
+  settings momentum_decays, rms_decays and adafactor_decays. The values are
+  residuals r, from which decay = 1 - (1 - initial decay) * exp(10 * r).
+  PyLO's optimizers take the same residuals by the same names. The defaults of
+  PyLO's MuLO belong to the weights btherien/mulo: (0.15216392, 0.14245212,
+  0.06812963), (0.01079706,) and (0.18621896, -0.10864615, -0.06185547), with
+  step_mult=0.01 and parametrization="mup".
 
   Args:
     flat_arrays: {published name: array}.
     layout: name of the published layout, see above.
-    parametrization: "standard" or "mup", the one of the weights'
-      meta-training.
+    parametrization: "standard" or "mup", as in the meta-training of the
+      weights.
     licence: licence of the weights, an SPDX identifier.
     **settings: settings of the optimizer that the arrays do not show, such as
       step_mult=0.01. Sizes are taken from the shapes of the arrays.
@@ -147,8 +149,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
 
   Raises:
     ArtifactError: unknown layout, missing or additional names, shapes that do
-      not fit, arrays of other things than finite real numbers, or unknown
-      settings.
+      not fit, entries that are not finite real numbers, or unknown settings.
   """
   if layout not in LAYOUTS:
     raise ValueError(
@@ -156,7 +157,8 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
   published = LAYOUTS[layout]
   arrays = _arrays(published, layout, flat_arrays)
   given = {name: x.shape for name, x in arrays.items()}
-  # Arrays that the files lack come as settings; `settings` keeps the others.
+  # Arrays that the files lack are given as settings. They are part of theta, so
+  # they are taken out of `settings`.
   arguments = {name: _numbers(name, settings.pop(name))
                for name in published.arguments if name in settings}
   if len(arguments) < len(published.arguments):
@@ -164,11 +166,12 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
         f"{layout} files do not have {', '.join(published.arguments)}: give "
         "them as arguments; missing: "
         f"{sorted(set(published.arguments) - set(arguments))}.")
-  # Sizes of the network follow from the shapes, unless they are given.
+  # Settings that are sizes follow from the shapes, unless the user gives them.
   for setting, (name, axis) in published.sizes.items():
     if len(given[name]) <= axis:
-      raise ValueError(f"{name} needs {axis + 1} axes or more. Expected a "
-                       f"size of the network, found {list(given[name])}.")
+      raise ValueError(
+          f"{name} has the shape {list(given[name])}, which has no axis "
+          f"{axis}. The size of this axis is the setting {setting}.")
     settings.setdefault(setting, given[name][axis])
   settings = optimizers.all_settings(published.optimizer, **settings)
   lopt = optimizers.get(published.optimizer, **settings)

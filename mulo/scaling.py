@@ -5,17 +5,18 @@
     tx = mulo.scaling.mu_adamw(3e-3, base)
 
 `mu_sgd`, `mu_lion` and `mu_muon` are used like `mu_adamw`; `mu` takes most
-other optimizers of optax. At the base width they change nothing, except that
-vectors do not decay. At any other width, multipliers follow from the shapes of
-the parameters at both widths. A network of the base width itself needs
-`delta_shapes`, shapes at a third width, because no axis differs.
+other optimizers of optax. At the base width, each update is that of the
+optimizer in optax, except that vectors do not decay. At any other width,
+multipliers follow from the shapes of the parameters at both widths. If the
+network has the base width, no axis differs; then pass `delta_shapes`, the
+shapes at a third width.
 
 The forward pass stays as it is, with three exceptions:
 
 * Attention, if the size of a head grows: multiply query times key by
   `attention_mult`. If only the number of heads grows, nothing changes.
-* A readout that is the embedding as well: multiply the logits by the number
-  that `describe` prints; under "mup" it is base width / width.
+* A readout that is also the embedding: multiply the logits by the number that
+  `describe` prints; under "mup" this number is base width / width.
 * Residual branches, under a parametrization for depth: multiply them by
   `branch_mult`.
 
@@ -60,7 +61,10 @@ def multipliers(params: Any, base_shapes: Any, *,
                 parametrization: str | base.Parametrization = "mup",
                 forward: bool = False, kappa: float = 0.0,
                 **inference: Any) -> dict[str, Multipliers]:
-  """Return {path: Multipliers}; all multipliers are 1 at the base shapes.
+  """Return the multipliers of each parameter: {path: Multipliers}.
+
+  At the base shapes, all multipliers are 1, except that `decay` is 0 for
+  vectors.
 
   Args:
     params: see `infer`.
@@ -68,8 +72,8 @@ def multipliers(params: Any, base_shapes: Any, *,
     parametrization: name of a file in learned_opt/scaling/parametrizations, or
       the result of its `make`.
     forward: True: the network itself multiplies by `Multipliers.output`. False:
-      the network is left unchanged; `output` is 1, and `std`, `update` and
-      `gradient` make up for it.
+      the network stays unchanged. `output` is then 1, and its multiplier is
+      moved into `std`, `update` and `gradient`.
     kappa: exponent of weight decay, see `mu`.
     **inference: further arguments of `infer`.
 
@@ -108,7 +112,7 @@ def describe(params: Any, base_shapes: Any, *,
     One line per parameter: shapes, role, fan-in, fan-out; multipliers on
     initial weights, outputs, learning rate of Adam and of SGD, epsilon of Adam
     and weight decay; and number of residual blocks. Further lines say which
-    changes of the forward pass remain to be done.
+    changes you have to make in the forward pass.
 
   Raises:
     ValueError: see `multipliers`.
@@ -147,8 +151,8 @@ def describe(params: Any, base_shapes: Any, *,
 def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
              parametrization: base.Parametrization) -> list[str]:
   """Return lines on what the user has to change in the forward pass."""
-  lines = [f"{path}: shapes leave open {info.open}; the multipliers above do "
-           "not depend on it."
+  lines = [f"{path}: shapes do not tell {info.open}; the multipliers above do "
+           "not depend on this."
            for path, info in infos.items() if info.open]
   lines += [f"{path}: multiply the outputs computed with it by {m.output:.4g}."
             for path, m in mults.items() if m.output != 1]
@@ -156,7 +160,8 @@ def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
     if info.role == "tied" and (
         mult := _tied_mult(info, parametrization)) != 1:
       lines.append(
-          f"{path} reads out as well: multiply the logits by {mult:.4g}.")
+          f"{path} is the embedding and the readout: multiply the logits by "
+          f"{mult:.4g}.")
   blocks = {(info.depth, info.base_depth) for info in infos.values()}
   for depth, base_depth in sorted(blocks):
     mult = branch_mult(depth, base_depth, parametrization=parametrization)
@@ -168,14 +173,14 @@ def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
 
 
 def _tied_mult(info: ParamInfo, parametrization: base.Parametrization) -> float:
-  """Return the multiplier of the logits, for an embedding that reads out too.
+  """Return the multiplier of the logits, for an embedding that is the readout.
 
   Entries of a table (rows, width) have fan-in 1 where rows are looked up, and
   fan-in `width` where the table is the readout.
   """
 
   def readout_mult(width: int) -> float:
-    # A readout of one output, at this width and at another.
+    # Shapes of a readout with one output, at this width and at another width.
     return parametrization.output_mult((width, 1), (2 * width, 1))
 
   at_base = info._replace(shape=info.base_shape)
@@ -185,10 +190,10 @@ def _tied_mult(info: ParamInfo, parametrization: base.Parametrization) -> float:
 def attention_mult(head_size: int, base_head_size: int, *,
                    parametrization: str | base.Parametrization = "mup"
                    ) -> float:
-  """Return the multiplier on query times key.
+  """Return the multiplier of attention logits (query times key).
 
-  1 / sqrt(head size) at the base head size. Under "mup" it falls from there as
-  1 / head size.
+  The multiplier is `1 / sqrt(base_head_size)` at the base head size. Under
+  "mup" it is `sqrt(base_head_size) / head_size` at any other.
 
   Args:
     head_size: size of a head in the network at hand.
@@ -232,10 +237,10 @@ def branch_mult(depth: int, base_depth: int, *,
 def rescale_init(params: Any, base_params: Any, *,
                  parametrization: str | base.Parametrization = "mup",
                  forward: bool = False, **inference: Any) -> Any:
-  """Return initial parameters rescaled to the standard deviations of muP.
+  """Return initial parameters, rescaled according to the parametrization.
 
-  For each matrix `rms(result) = Multipliers.std * rms(base parameter)`, with
-  any initialiser. Vectors and parameters that are zero stay unchanged.
+  For each matrix `rms(result) = Multipliers.std * rms(base parameter)`,
+  whatever the initialiser. Vectors and parameters that are zero stay unchanged.
   Rescaling twice is the same as rescaling once.
 
   Args:
@@ -259,8 +264,8 @@ def rescale_init(params: Any, base_params: Any, *,
   """
   for name, tree in (("params", params), ("base_params", base_params)):
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
-      raise ValueError(f"{name} must be arrays, not shapes: the size of their "
-                       "entries is read. Initialise the network.")
+      raise ValueError(f"{name} must be arrays, not shapes, because the size "
+                       "of their entries matters. Initialise the network.")
   stds = {path: m.std for path, m in multipliers(
       params, base_params, parametrization=parametrization, forward=forward,
       **inference).items()}

@@ -5,8 +5,14 @@ from typing import Iterable
 
 import jax
 import numpy as np
-import pytest
 
+# Most of the time of the tests is compilation: it takes a third of the time
+# without most optimizations. Processes that tests start compile in the same
+# way, so that results can be compared bit for bit. To compile as users do:
+# XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+jax.config.update("jax_disable_most_optimizations", os.environ.setdefault(
+    "JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For the tests of 8 devices, see `parallel.set_cpu_devices`; all others run on
 # the first.
@@ -16,23 +22,6 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-# Most of the time of the tests is compilation, and a third of that is spent on
-# optimizing. These modules compile as users do: they test the compiled program
-# itself, its memory, its agreement with published vectors, or its bits beside
-# those of other processes.
-OPTIMIZED = ("test_golden", "test_published", "test_registry", "test_release",
-             "test_step_cost", "test_train")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def optimizations(request):
-  """Compile quickly, except in the modules of OPTIMIZED."""
-  fast = request.module.__name__ not in OPTIMIZED
-  jax.config.update("jax_disable_most_optimizations", fast)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
 
 # Ranks 0 to 4, ties between axis sizes, and both sides of the size at which
 # the kernel changes its lowering.

@@ -219,8 +219,8 @@ def test_verdicts(slope, residual, step, words):
 @pytest.mark.parametrize("settings, message", [
     ({"widths": (32, 16)}, "increasing"), ({"steps": ()}, "at least 2, got"),
     ({"steps": (1,)}, "at least 2, got"), ({"steps": (0, 2)}, "at least 1"),
-    ({"kinds": {"third": "input"}}, "'third', which is no layer"),
-    ({"kinds": {"second": "middle"}}, "'middle' of second, a kind without")])
+    ({"kinds": {"third": "input"}}, "'third', which is not a layer"),
+    ({"kinds": {"second": "middle"}}, "is 'middle', which has no limits")])
 def test_errors(settings, message):
   """Errors are raised before any network is trained."""
 
@@ -239,7 +239,7 @@ def test_no_common_layer(axis):
     loss, layers = apply_and_loss(params, key, width)
     return loss, {f"{name} {width}": x for name, x in layers.items()}
 
-  with pytest.raises(ValueError, match="no layer that all"):
+  with pytest.raises(ValueError, match="No layer is in"):
     mulo.coord_check(init, renamed, optax.sgd(0.1), (16, 32), axis=axis)
 
 

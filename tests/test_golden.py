@@ -233,7 +233,7 @@ def published(name):
 @pytest.mark.parametrize("name, change, settings, message", [
     ("mlp_lopt", {"mlp/~/linear_0/w": np.ones((20, 32))}, {},
      r"Expected mlp/~/linear_0/w: \[19, 32\], found .*\[20, 32\]"),
-    ("mlp_lopt", {"mlp/~/linear_0/b": np.float32(1)}, {}, "needs 1 axes"),
+    ("mlp_lopt", {"mlp/~/linear_0/b": np.float32(1)}, {}, "has no axis 0"),
     ("mlp_lopt", {"mlp/~/linear_0/b": "text"}, {}, "not an array of real"),
     ("mlp_lopt", {}, {"hidden": 16}, r"Expected .*\[19, 16\].*, found"),
     ("mlp_lopt", {}, {"accumulator_dtype": "float32"}, "does not take"),

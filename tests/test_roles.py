@@ -127,4 +127,4 @@ def test_a_large_network_takes_no_memory():
   lines = text.splitlines()
   assert {line.split()[0] for line in lines[1:lines.index("")]} == set(
       model.expected)
-  assert "Block_1/Attention_0/o/kernel: shapes leave open which side" in text
+  assert "Block_1/Attention_0/o/kernel: shapes do not tell which side" in text

@@ -287,9 +287,9 @@ def test_a_tied_readout_has_the_multiplier_of_a_readout():
   shapes, bases = tree(embed=(7, 64)), tree(embed=(7, 16))
   describe = lambda name: scaling.describe(
       shapes, bases, parametrization=name, overrides={"embed": "tied"})
-  assert ("embed reads out as well: multiply the logits by 0.25." in
-          describe("mup"))
-  assert "reads out" not in describe("standard")
+  assert ("embed is the embedding and the readout: multiply the logits by 0.25."
+          in describe("mup"))
+  assert "the readout" not in describe("standard")
 
 
 def test_shapes_are_no_arrays():

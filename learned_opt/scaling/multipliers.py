@@ -22,8 +22,8 @@ class Multipliers(NamedTuple):
     output: forward pass: `outputs = output * (inputs @ parameter)`.
     update: learning rate: `parameter -= learning_rate * update * u`. For SGD
       `parameter -= learning_rate * update / gradient * g`.
-    gradient: expected size of gradients, over their size at the base width. An
-      epsilon that is added to gradients becomes `eps * gradient`.
+    gradient: `expected size of gradients / expected size at the base width`.
+      An epsilon that is added to gradients becomes `eps * gradient`.
     decay: weight decay: `parameter -= learning_rate * update * decay *
       weight_decay * parameter`. `update * decay` is 0 for a vector, `(fan-in /
       fan-in at the base width)**-kappa` for a hidden or output parameter, and 1
@@ -48,10 +48,10 @@ def relative(parametrization: base.Parametrization, info: roles_lib.ParamInfo,
   Args:
     parametrization: see `learned_opt.scaling.parametrizations`.
     info: see `learned_opt.scaling.roles`.
-    forward: whether the network itself multiplies by `output`. If not, `output`
-      is 1, and `std`, `update` and `gradient` make up for it.
-    kappa: in one step of weight decay a hidden or output parameter shrinks by a
-      fraction that is proportional to `fan_in**-kappa`.
+    forward: True: the network itself multiplies by `output`. False: `output` is
+      1, and `std`, `update` and `gradient` contain its effect.
+    kappa: one step of weight decay shrinks a hidden or output parameter by a
+      fraction proportional to `fan_in**-kappa`.
 
   Reference:
     Yang et al., 2022, https://arxiv.org/abs/2203.03466, appendix J.2.1.

@@ -41,8 +41,8 @@ class Override(NamedTuple):
     outputs: axes of the result.
     stack: axes of layers, experts or copies; each index of these axes is
       treated as a parameter of its own.
-    depth: number of residual blocks in a row, one of which has this parameter;
-      1 outside of blocks.
+    depth: number of consecutive residual blocks; the parameter is in one of
+      them. 1 outside of blocks.
   """
 
   role: str | None = None
@@ -67,8 +67,8 @@ class ParamInfo(NamedTuple):
     inputs: axes of the parameter itself that are inputs, places included.
     outputs: axes of the parameter itself that are outputs.
     stack: axes of the parameter itself that are a stack.
-    depth: number of residual blocks in a row, one of which has this parameter;
-      1 outside of blocks.
+    depth: number of consecutive residual blocks; the parameter is in one of
+      them. 1 outside of blocks.
     base_depth: number of blocks at which multipliers for depth are 1; 1 outside
       of blocks.
     open: question that shapes leave open, "" for none. Multipliers relative to
@@ -143,8 +143,9 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
           layout: str = "in_out", readout: bool = True) -> dict[str, ParamInfo]:
   """Return {path: ParamInfo}: role, fan-in, fan-out and depth of parameters.
 
-  Biases and gains of two axes may have to be declared "vector": next to their
-  kernel and a third parameter, or stacked over layers, they look like matrices.
+  Declare a bias or gain of two axes "vector" if its module has more parameters
+  than the kernel, or if it is stacked over layers: otherwise it is treated as a
+  matrix.
 
   Args:
     params: parameters of the network at hand, arrays or `jax.ShapeDtypeStruct`.

@@ -13,10 +13,10 @@ has parameters of these names. Updates must be proportional to the learning
 rate. A factory should return the same object from each call without arguments:
 the checks then share compiled programs.
 
-A check raises AssertionError, with a message about the fault, if it fails. It
-raises `unittest.SkipTest` (which pytest reports as skipped) if it cannot be
-made: the factory lacks the parameter that the check is about, a package is
-missing, or there are fewer than 8 devices.
+A check that fails raises AssertionError, with a message about the fault. A
+check that cannot run raises `unittest.SkipTest`, which pytest reports as
+skipped. The reason may be that the factory lacks the parameter that the check
+is about, that a package is missing, or that there are fewer than 8 devices.
 `jax.config.update("jax_num_cpu_devices", 8)` makes 8 devices of the CPU.
 """
 

@@ -34,23 +34,23 @@ def extra_args(factory: kit.Factory) -> None:
   try:
     jax.eval_shape(update)
   except ValueError as e:
-    kit.require("value" in str(e), "without value=, the error does not say "
-                f"that it is missing: {e}")
+    kit.require("value" in str(e), "without value=, the error does not mention "
+                f"value: {e}")
 
 
 def _only_a(tree: kit.Tree) -> kit.Tree:
-  """Return a mask of kit.SHAPES: the parameters of "a"."""
+  """Return a mask of kit.SHAPES that selects the parameters of "a"."""
   return {"a": jax.tree.map(lambda _: True, tree["a"]),
           "c": jax.tree.map(lambda _: False, tree["c"])}
 
 
 def _all_but_v(tree: kit.Tree) -> kit.Tree:
-  """Return a mask of kit.SHAPES: all parameters but "a/v"."""
+  """Return a mask of kit.SHAPES that selects all parameters but "a/v"."""
   return {**jax.tree.map(lambda _: True, tree), "a": {"w": True, "v": False}}
 
 
 def _nothing(tree: kit.Tree) -> kit.Tree:
-  """Return a mask without any parameter."""
+  """Return a mask that selects no parameter."""
   return jax.tree.map(lambda _: False, tree)
 
 
@@ -71,7 +71,7 @@ def masked(factory: kit.Factory) -> None:
   kit.same([nested["a"]["v"], nested["c"]], [grads["a"]["v"], grads["c"]],
            "nested, the parameters left out")
   kit.require(not np.allclose(nested["a"]["w"], grads["a"]["w"]),
-              "nested: a parameter was left out that should not be")
+              "nested: a parameter that both masks select was left out")
   kit.same(updates(optax.masked(tx, _nothing)), grads, "empty")
 
 
@@ -137,8 +137,8 @@ def schedules(factory: kit.Factory) -> None:
   actual = kit.updates(
       kit.make(factory, params, learning_rate=lambda t: 0.5**t), params, grads)
   plain = kit.updates(kit.make(factory, params), params, grads)
-  # The default learning rate of the factory is unknown. The first update, at
-  # a rate of 1, shows its inverse.
+  # The default learning rate of the factory is unknown. The first update of the
+  # schedule has the learning rate 1, so this ratio is 1 / default.
   rate = _norm(actual[0]) / _norm(plain[0])
   kit.same(actual, [kit.scaled(plain[0], rate),
                     kit.scaled(plain[1], 0.5 * rate)],

@@ -12,7 +12,7 @@ import optax
 
 from mulo.testing import kit
 
-_spec: Any = jax.sharding.PartitionSpec  # which jax has no types for
+_spec: Any = jax.sharding.PartitionSpec  # Any: jax does not annotate it
 
 
 def _two_steps(tx: optax.GradientTransformationExtraArgs, params: kit.Tree,
@@ -44,14 +44,16 @@ def _split(factory: kit.Factory, kind: jax.sharding.AxisType) -> None:
       np.array(jax.devices()[:8]).reshape(4, 2), ("x", "y"),
       axis_types=(kind, kind))
   explicit = kind == jax.sharding.AxisType.Explicit
-  # With explicit axes, arrays of one shape may be split in different ways.
+  # Arrays of one shape are split in two ways only with explicit axes. With
+  # automatic axes, the compiler may change how such arrays are split.
   shapes = {"b": (16,), "kernel": (2, 8, 12), "other": (2, 8, 12)}
   specs = {"b": _spec(("x", "y")), "kernel": _spec(None, "x", "y"),
            "other": _spec(None, *("yx" if explicit else "xy"))}
   params, grads = kit.tree(0, shapes), kit.tree(1, shapes)
   tx = kit.make(factory, params)
   expected = _two_steps(tx, params, grads)[2]
-  # Explicit axes are part of types, which need the mesh; automatic axes do not.
+  # With explicit axes, the types of arrays name the axes, so the mesh must be
+  # set. With automatic axes, it need not be.
   with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
     before, after, updates = _two_steps(tx, *(
         {name: jax.device_put(x, jax.sharding.NamedSharding(mesh, specs[name]))
@@ -62,15 +64,17 @@ def _split(factory: kit.Factory, kind: jax.sharding.AxisType) -> None:
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before),
                           jax.tree.leaves(after)):
     kit.require(not x.ndim or x.sharding.is_equivalent_to(y.sharding, x.ndim),
-                f"{jax.tree_util.keystr(path)} was split as {x.sharding}, "
-                f"after two steps as {y.sharding}")
+                f"{jax.tree_util.keystr(path)} was split as {x.sharding}, and "
+                f"after two steps it is split as {y.sharding}")
 
 
 def _follows(state: kit.Tree, params: kit.Tree) -> None:
-  """Raise unless state with the axes of a parameter is split like it.
+  """Raise unless each array of the state is split like its parameter.
 
-  State may have further leading axes. If several parameters have the same axes,
-  the state must be split like one of the parameters: it may be their stack.
+  The parameter of an array is the one whose shape is the last axes of the
+  array. Further leading axes must not be split. If several parameters have this
+  shape, the array may be their stack, and must be split like one of them.
+  Arrays without such a parameter are not checked.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(state):
     wanted = [
@@ -82,7 +86,7 @@ def _follows(state: kit.Tree, params: kit.Tree) -> None:
         not wanted or any(x.sharding.is_equivalent_to(w, x.ndim)
                           for w in wanted),
         f"state{jax.tree_util.keystr(path)} of shape {x.shape} is split as "
-        f"{x.sharding}, parameters of its shape as {wanted}")
+        f"{x.sharding}. It must be split like one of its parameters: {wanted}")
 
 
 @kit.contract

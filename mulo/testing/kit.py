@@ -15,10 +15,10 @@ import optax
 Factory = Callable[..., optax.GradientTransformation]
 Check = Callable[[Factory], None]
 Tree = Any  # pytree of arrays
-struct: Any = jax.ShapeDtypeStruct  # which jax has no types for
+struct: Any = jax.ShapeDtypeStruct  # Any: jax does not annotate it
 VALUE = np.float32(0.7)  # the loss, for optimizers that read it
-# Of updates, relative to the largest one. Two programs of the same formula may
-# round differently.
+# Largest error of an update, relative to the largest entry of the array. Two
+# programs of the same formula may round differently.
 TOLERANCE = 1e-3
 # Most checks use matrices of one shape, because compilation takes most time.
 SHAPES = {"a": {"w": (3, 4), "v": (3, 4)}, "c": {"w": (3, 4)}}
@@ -94,7 +94,7 @@ def compiled(tx: optax.GradientTransformationExtraArgs
 
 
 def updates(tx: Any, params: Tree, grads: list[Tree]) -> list[Tree]:
-  """Return the update for each gradient in turn; the parameters stay."""
+  """Return the update for each gradient in turn, at unchanged parameters."""
   state, sequence = tx.init(params), []
   update = jax.jit(tx.update)
   for grad in grads:

@@ -97,4 +97,4 @@ def params_none(factory: kit.Factory) -> None:
         tx.init(params))
   except ValueError as e:
     kit.require("params" in str(e),
-                f"the error without params does not say so: {e}")
+                f"without params, the error does not mention params: {e}")
