@@ -76,15 +76,14 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
        ) -> optax.GradientTransformationExtraArgs:
   """Put an optimizer of optax under a parametrization.
 
-  The optimizer receives gradients rescaled to their expected magnitude at the
-  base width. Epsilons therefore keep their meaning, and momentum SGD and Adam
-  can share one set of multipliers.
+  The optimizer receives gradients rescaled to their magnitude at the base
+  width. Epsilons therefore keep their meaning, and all optimizers share one set
+  of multipliers.
 
   Args:
     core: a `scale_by_...` of optax: no learning rate, no decay, updates not
-      negated. Its updates must not depend on the size of parameters (LAMB,
-      Prodigy), the loss or its curvature (Polyak, Sophia, L-BFGS), or a global
-      norm.
+      negated. Updates must not depend on the size of parameters (LAMB,
+      Prodigy), on the loss (Polyak, Sophia, L-BFGS), or on a global norm.
     learning_rate: number or schedule, tuned at the base width.
     base_shapes: see `infer`.
     spectral: which size of core's updates is the same at all widths. False: the

@@ -30,10 +30,10 @@ def parse(monkeypatch, *arguments, path=tiny_config.__file__):
 
 def test_values_of_keys_in_the_file(monkeypatch):
   config = parse(
-      monkeypatch, "--config.seed=7", "--config.optimizer.hidden", "5",
+      monkeypatch, "--config.seed=7", "--config.theta_opt.warmup", "5",
       "--config.theta_opt.clip=2", "--config.stream",
       "--noconfig.estimator.drop_nonfinite", "--config.tasks.bowl.dim=3")
-  assert (config.seed, config.optimizer.hidden, config.theta_opt.clip) == (
+  assert (config.seed, config.theta_opt.warmup, config.theta_opt.clip) == (
       7, 5, 2.0)
   assert config.stream and not config.estimator.drop_nonfinite
   assert config.tasks.bowl.dim == 3
@@ -43,14 +43,15 @@ def test_values_of_keys_in_the_file(monkeypatch):
 def test_settings_that_the_file_does_not_list(monkeypatch):
   """Their values are Python literals, or text."""
   config = parse(
-      monkeypatch, "--config.optimizer.newton_schulz=3",
+      monkeypatch, "--config.optimizer.name=mulo",
+      "--config.optimizer.newton_schulz=3",
       "--config.optimizer.exp_mult=1e-3", "--config.optimizer.horizon",
       "--noconfig.optimizer.depth", "--config.optimizer.lowering=blocked",
       "--config.optimizer.recompute=true", "--config.estimator.stagger=False",
       "--config.tasks.digits.pixel_noise=0.5",
       "--config.tasks.digits.augment={'level': 'tensor'}")
   assert config.optimizer.to_dict() == {
-      "name": "mulo", "hidden": 3, "step_mult": 0.1, "newton_schulz": 3,
+      "name": "mulo", "learning_rate": 0.1, "newton_schulz": 3,
       "exp_mult": 1e-3, "horizon": True, "depth": False, "lowering": "blocked",
       "recompute": True}
   assert config.estimator.stagger is False
@@ -86,7 +87,7 @@ def test_config_files_that_cannot_be_loaded(monkeypatch):
 
 
 @pytest.mark.parametrize("argument, message", [
-    ("--config.optimizer.hiden=3", "hiden.*its settings are hidden, step_mult"),
+    ("--config.optimizer.b3=3", "b3.*its settings are learning_rate, b1"),
     ("--config.sed=3", "--config.sed: config has no key 'sed'")])
 def test_the_command_answers_in_one_line(argument, message, tmp_path):
   done = subprocess.run(

@@ -204,7 +204,7 @@ def test_fit():
 
 @pytest.mark.parametrize("slope, residual, step, words", [
     (0.05, 0.1, 2, ""), (0.3, 0.1, 2, "slope +0.30"), (0.3, 0.1, 1, ""),
-    (0.05, 0.3, 2, "off the line"), (np.nan, np.nan, 2, "does not move")])
+    (0.05, 0.3, 2, "off the line"), (np.nan, np.nan, 2, "not finite")])
 def test_verdicts(slope, residual, step, words):
   layer = coord_check_lib.Layer(
       "hidden", (-0.1, 0.1), np.ones((2, 1, 1)), np.ones((2, 1, 2)),

@@ -63,11 +63,12 @@ def test_oracle(name, hidden, lowering, monkeypatch):
   lopt = optimizers.get(
       name, hidden=hidden, step_mult=1.0, lowering=lowering)
   theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
-  params = conftest.normal_tree(2)
+  names = conftest.SHAPES if lowering is None else (*conftest.FEW, "square")
+  params = conftest.normal_tree(2, names=names)
   # Gradients rise and fall: mulo converts its statistics to new units.
-  grads = [conftest.normal_tree(10 + t, scale)
+  grads = [conftest.normal_tree(10 + t, scale, names)
            for t, scale in enumerate((0.01, 1.0, 10.0, 0.1))]
-  grads[0]["matrix"][:] = 0  # as behind a readout that starts at zero
+  grads[0]["tall"][:] = 0  # as behind a readout that starts at zero
   for grad in grads:
     grad["square"][2] = 0  # a dead input
     grad["conv"][0, 0] = 0

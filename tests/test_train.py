@@ -40,11 +40,10 @@ def rows(folder, skip=("inner_steps_per_second", "seconds")):
 def test_result(finished):
   artifact = mulo.read(finished / "theta.safetensors")
   record = artifact.record
-  assert artifact.optimizer == "mulo" and artifact.parametrization == "mup"
+  assert artifact.optimizer == "hyperparam_adam"
+  assert artifact.parametrization == "mup"
   assert artifact.settings == {
-      "hidden": 3, "step_mult": 0.1, "exp_mult": 0.1,
-      "accumulator_dtype": "float32", "horizon": False, "depth": False,
-      "newton_schulz": 0}
+      "learning_rate": 0.1, "b1": 0.9, "b2": 0.999, "epsilon": 1e-8}
   assert record["steps"] == 40 and record["seed"] == 0
   assert record["horizon"] == [2, 6]
   assert record["tasks"]["digits"]["width"] == 3
@@ -172,7 +171,7 @@ def test_another_config_is_refused(finished):
     ("theta_opt.make", "optax:nope", "'optax:nope' cannot be imported.*nope"),
     ("theta_opt.make", "optax:sgd", "does not take the settings.*num_steps"),
     ("theta_opt.make", "tiny_config:number", "must return an optax.*got 40"),
-    ("optimizer.nope", 1, "its settings are hidden, step_mult.*newton_schulz"),
+    ("optimizer.nope", 1, "its settings are learning_rate, b1, b2"),
     ("estimator.nope", 1, "its settings are task, opt_fn, std"),
     ("tasks.bowl.nope", 1, "does not take the settings.*nope"),
     ("tasks.bowl.weight", 0.0, "bowl.weight must be positive"),

@@ -9,7 +9,7 @@ def get_config():
   config.unlock()
   config.num_steps = 40
   config.copies = 2
-  config.optimizer.hidden = 3
+  config.optimizer = {"name": "hyperparam_adam", "learning_rate": 0.1}
   config.tasks = {
       "digits": {"name": "mlp", "dataset": "digits", "width": 3, "depth": 1,
                  "batch_size": 2},
