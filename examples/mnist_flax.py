@@ -31,8 +31,8 @@ class Classifier(nn.Module):
   def __call__(self, x):
     for _ in range(3):
       x = nn.relu(nn.Dense(self.width)(x))  # muP: entries of 1/sqrt(inputs)
-    # muP: the readout starts at zero, and is divided by its inputs
-    return nn.Dense(10, kernel_init=nn.initializers.zeros)(x / self.width)
+    # muP: the readout starts at zero
+    return nn.Dense(10, kernel_init=nn.initializers.zeros)(x)
 
 
 def read(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -158,6 +158,6 @@ def with_gradients_of(
   rescale = mulo.scaling.scale_gradients(
       jax.eval_shape(base.init, jax.random.key(0)),
       parametrization=parametrization, forward=True,
-      inference={"delta_shapes": base.base_shapes, "readout": False})
+      delta_shapes=base.base_shapes, readout=False)
   return lambda theta, *, num_steps=None: optax.chain(
       rescale, opt_fn(theta, num_steps=num_steps))

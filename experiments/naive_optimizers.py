@@ -216,7 +216,8 @@ def mulo(xp: ModuleType, step_mult: float = 0.1, exp_mult: float = 0.1,
         v > 0, (m**2).mean() / (1 - momentum[k]**(t + 1))**2, 1) /
         xp.where(v > 0, v, 1)) for k, m in enumerate(s.m)]
     features = _with_tensor_features(features, t, xp.stack(noise), xp)
-    return _output(theta, features, g.shape, step_mult, exp_mult, xp), s
+    update = _output(theta, features, g.shape, step_mult, exp_mult, xp)
+    return xp.where(s.v > 0, update, 0), s
 
   return step_one
 

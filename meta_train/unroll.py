@@ -55,7 +55,8 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
     return optax.chain(
         opt_fn(theta, num_steps=num_steps),
         multipliers.scale_by_parametrization(
-            parametrization, task.base_shapes, overrides=overrides))
+            parametrization, task.base_shapes, forward=True,
+            overrides=overrides))
 
   return scaled_opt_fn
 

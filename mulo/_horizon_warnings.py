@@ -60,7 +60,8 @@ def check_horizon(artifact: artifact_lib.Artifact, name: Any, num_steps: Any
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   """Return {path: shape}."""
   return {jax.tree_util.keystr(path): tuple(x.shape)
-          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)
+          if hasattr(x, "shape")}
 
 
 def network_width(params: Any, base_shapes: Any) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.resources
 from importlib.resources import abc
+import numbers
 import os
 from typing import Any, Collection
 
@@ -13,8 +14,10 @@ import optax
 from learned_opt import artifact as artifact_lib
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
+from learned_opt.scaling import roles
 from mulo import _horizon_warnings as horizon_warnings
 from mulo import _hub as hub
+from mulo import _rates as rates
 
 save = artifact_lib.write
 
@@ -73,8 +76,8 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
 
 def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
          learning_rate: float | optax.Schedule = 1.0,
-         weight_decay: float = 0.0, num_steps: int | None = None,
-         forward: bool = True, inference: dict[str, Any] | None = None,
+         weight_decay: float | optax.Schedule = 0.0,
+         num_steps: int | None = None, forward: bool = False,
          trust: Collection[str] = (), **settings: Any
          ) -> optax.GradientTransformationExtraArgs:
   """Return a trained optimizer as an optax transformation.
@@ -92,19 +95,20 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
       parametrization.
     learning_rate: multiplier of the step (1 in meta-training), or an optax
       schedule of this multiplier.
-    weight_decay: see the formula; not scaled by the update multiplier.
+    weight_decay: number or optax schedule, see the formula; not scaled by the
+      update multiplier.
     num_steps: planned number of steps, for optimizers that use it. A number
       beyond the horizon of meta-training causes a warning.
-    forward: True (default): your network divides the outputs of its output
-      layer by the fan-in of this layer. False: your network does not divide
-      them, and the updates of the output layer are scaled instead. Both are
-      equivalent if the output layer starts at zero and the optimizer is
-      invariant to the scale of gradients and parameters.
-    inference: further arguments of `mulo.scaling.infer`: `overrides` for roles
-      that shapes do not show (embeddings need none), `layout="out_in"` for
-      equinox, `deeper_shapes` for layers stacked on a leading axis.
+    forward: False (default): your network needs no change, but rescale initial
+      output layers that are not zero by `mulo.scaling.rescale_init`. True: your
+      network divides the outputs of each output layer by its fan-in. Both are
+      equivalent if output layers start at zero and the optimizer is invariant
+      to the scale of gradients and parameters.
     trust: see `read`.
-    **settings: settings of the optimizer that replace those of meta-training.
+    **settings: arguments of `mulo.scaling.infer`, such as `overrides` for roles
+      that shapes do not show (embeddings need none), `layout="out_in"` for
+      equinox and `deeper_shapes` for layers stacked on a leading axis. All
+      others are settings of the optimizer that replace those of meta-training.
       `accumulator_dtype="bfloat16"` halves the state; `lowering` and
       `recompute` choose how the update is computed, see
       `learned_opt.update.mlp`.
@@ -116,11 +120,11 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
 
   Raises:
     FileNotFoundError: see `read`.
-    ArtifactError: see `read`.
-    ImportError: see `read`.
-    ValueError: the optimizer does not take a setting; a setting does not fit
-      theta; or base_shapes are missing. `init` raises ValueError if base_shapes
-      do not fit the parameters.
+    ArtifactError, ImportError: see `read`.
+    ValueError: a setting does not fit the optimizer or theta; a rate is neither
+      finite nor a schedule; num_steps is not positive, or missing where
+      meta-training had a horizon; or base_shapes are missing. `init` raises
+      ValueError if base_shapes or parameters do not fit or are no real arrays.
 
   Examples:
     >>> import jax
@@ -138,31 +142,30 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
     {'hidden': (64, 64), 'output': (64, 64)}
   """
   artifact = read(name_or_path, trust)
-  if settings:
-    artifact = dataclasses.replace(
-        artifact, settings=artifact.settings | settings)
-  # Called here, not in a helper: the warning names the caller of `load`.
+  settings = rates.keywords("settings", settings)
+  scaling = dict(base_shapes=base_shapes, forward=forward, **{
+      x: settings.pop(x) for x in roles.SETTINGS if x in settings})
+  artifact = dataclasses.replace(
+      artifact, settings=artifact.settings | settings)
+  _check_num_steps(artifact, name_or_path, num_steps)
+  # Called here, not in a helper: its warning names the caller of `load`.
   horizon_warnings.check_horizon(artifact, name_or_path, num_steps)
   tx = optax.chain(
-      *_learned_links(artifact, name_or_path, base_shapes, num_steps, forward,
-                      inference or {}),
-      *_decay_and_rate(weight_decay, learning_rate))
-  return _warning_of_width(tx, artifact, name_or_path, base_shapes)
+      *_learned_links(artifact, name_or_path, num_steps, scaling),
+      *_rate_links(weight_decay, learning_rate))
+  return _loaded(tx, artifact, name_or_path, scaling)
 
 
 def _learned_links(
-    artifact: artifact_lib.Artifact, name: Any, base_shapes: Any,
-    num_steps: int | None, forward: bool, inference: dict[str, Any]
-    ) -> list[optax.GradientTransformationExtraArgs]:
+    artifact: artifact_lib.Artifact, name: Any, num_steps: int | None,
+    scaling: dict[str, Any]) -> list[optax.GradientTransformationExtraArgs]:
   """Return the learned update, and its multiplier if it needs one.
 
   Args:
     artifact: the trained optimizer.
     name: name of the optimizer, for the error message.
-    base_shapes: see `load`.
     num_steps: see `load`.
-    forward: see `load`.
-    inference: see `load`.
+    scaling: base_shapes, forward and arguments of `mulo.scaling.infer`.
 
   Raises:
     ValueError: base_shapes are missing.
@@ -172,48 +175,86 @@ def _learned_links(
   parametrization = parametrizations.get(artifact.parametrization)
   if not parametrization.needs_base_shapes:
     return [learned]
-  if base_shapes is None:
+  if scaling["base_shapes"] is None:
     raise ValueError(
         f"{name} was meta-trained under {artifact.parametrization}: "
         "load needs base_shapes, the parameter shapes of the same network "
         "at another width. For a flax module Net(width), for example: "
         "base_shapes=jax.eval_shape(Net(width=8).init, key, example_input).")
   return [learned, multipliers.scale_by_parametrization(
-      parametrization, base_shapes, forward=forward, **inference)]
+      parametrization, **scaling)]
 
 
-def _decay_and_rate(weight_decay: Any, learning_rate: Any
-                    ) -> list[optax.GradientTransformation]:
-  """Return the links for weight decay and learning rate.
+def _rate_links(weight_decay: Any, learning_rate: Any
+                ) -> list[optax.GradientTransformation]:
+  """Return the links for weight decay and learning rate; see `load`."""
+  rates.check("learning_rate", learning_rate)
+  rates.check_decay(weight_decay)
+  # Negative: learned updates are added, and no later link changes the sign.
+  negative = (lambda step: -weight_decay(step)) if callable(
+      weight_decay) else -weight_decay
+  return [rates.add_decay(negative, _is_matrix),
+          optax.scale_by_learning_rate(learning_rate, flip_sign=False)]
 
-  A number that changes nothing gets no link, which keeps the chain small. A
-  traced number or a schedule always gets a link.
+
+def _check_num_steps(artifact: artifact_lib.Artifact, name: Any,
+                     num_steps: Any) -> None:
+  """Raise ValueError unless num_steps fits the optimizer.
+
+  Args:
+    artifact: the trained optimizer.
+    name: name of the optimizer, for the error message.
+    num_steps: see `load`; a traced number passes.
   """
-  links: list[optax.GradientTransformation] = []
-  if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-    # Negative: unlike in `optax.adamw`, no later link changes the sign.
-    links.append(optax.add_decayed_weights(-weight_decay, _is_matrix))
-  if not (isinstance(learning_rate, (int, float)) and learning_rate == 1):
-    links.append(
-        optax.scale_by_learning_rate(learning_rate, flip_sign=False))
-  return links
+  if num_steps is None:
+    if artifact.settings.get("horizon"):
+      raise ValueError(
+          f"{name} was meta-trained with a horizon: load needs num_steps, the "
+          "planned number of steps.")
+  elif not isinstance(num_steps, jax.core.Tracer):
+    number = isinstance(num_steps, numbers.Real) or jax.numpy.shape(
+        num_steps) == () and hasattr(num_steps, "dtype")
+    if isinstance(num_steps, bool) or not number or not num_steps >= 1:
+      raise ValueError("num_steps must be the planned number of steps, at "
+                       f"least 1, got {num_steps!r}.")
 
 
 def _is_matrix(params: Any) -> Any:
-  """Return a tree of bools: whether each parameter has two axes or more."""
-  return jax.tree.map(lambda p: p.ndim >= 2, params)
+  """Return a tree like params: 1 for two axes or more, otherwise 0."""
+  return jax.tree.map(lambda p: float(p.ndim >= 2), params)
 
 
-def _warning_of_width(
+class _Loaded(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
+  """A transformation that knows its multipliers, for `mulo.scaling.describe`.
+
+  Attributes:
+    scaling: arguments of `mulo.scaling.multipliers`.
+  """
+
+  scaling: dict[str, Any]
+
+
+def _loaded(
     tx: optax.GradientTransformationExtraArgs, artifact: artifact_lib.Artifact,
-    name: Any, base_shapes: Any) -> optax.GradientTransformationExtraArgs:
-  """Return `tx` with an `init` that warns of unusual widths."""
+    name: Any, scaling: dict[str, Any]) -> _Loaded:
+  """Return `tx` with its multipliers, and with a warning of unusual widths.
+
+  Args:
+    tx: the chain of `load`.
+    artifact: the trained optimizer.
+    name: name of the optimizer, for the warning.
+    scaling: see `_learned_links`.
+  """
   parametrization = parametrizations.get(artifact.parametrization)
   # Without multipliers, `load` ignores base_shapes, and so does the warning.
-  bases = base_shapes if parametrization.needs_base_shapes else None
+  if not parametrization.needs_base_shapes:
+    scaling["base_shapes"] = None
 
   def init(params: optax.Params) -> optax.OptState:
-    horizon_warnings.check_width(artifact, name, params, bases)
-    return tx.init(params)
+    state = tx.init(params)
+    horizon_warnings.check_width(artifact, name, params, scaling["base_shapes"])
+    return state
 
-  return optax.GradientTransformationExtraArgs(init, tx.update)
+  loaded = _Loaded(init, tx.update)
+  loaded.scaling = dict(scaling, parametrization=artifact.parametrization)
+  return loaded

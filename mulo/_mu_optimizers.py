@@ -5,9 +5,8 @@ In docstrings, `infer` and `multipliers` are `mulo.scaling.infer` and
 """
 
 import functools
-from typing import Any, Callable, Mapping, TypeAlias
+from typing import Any, TypeAlias
 
-import jax
 import optax
 import optax.contrib
 
@@ -15,6 +14,7 @@ from learned_opt import base
 from learned_opt.scaling import multipliers as multipliers_lib
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles as roles_lib
+from mulo import _rates as rates
 
 ParamInfo = roles_lib.ParamInfo
 Rate: TypeAlias = float | optax.Schedule
@@ -22,8 +22,7 @@ Rate: TypeAlias = float | optax.Schedule
 
 def scale_gradients(base_shapes: Any, *,
                     parametrization: str | base.Parametrization = "mup",
-                    forward: bool = False,
-                    inference: Mapping[str, Any] | None = None
+                    forward: bool = False, **inference: Any
                     ) -> optax.GradientTransformationExtraArgs:
   """Rescale gradients to their expected magnitude at the base width.
 
@@ -33,13 +32,13 @@ def scale_gradients(base_shapes: Any, *,
 
       tx = optax.chain(
           mulo.scaling.scale_gradients(base),
-          mulo.load("adafac-mup-s", base_shapes=base, forward=False))
+          mulo.load("adafac-mup-s", base_shapes=base))
 
   Args:
     base_shapes: see `infer`.
     parametrization: see `multipliers`.
     forward: see `multipliers`. Give `mulo.load` the same value.
-    inference: further arguments of `infer`.
+    **inference: further arguments of `infer`, such as `overrides`.
 
   Returns:
     A stateless transformation. Its `init` raises the errors of `infer`.
@@ -54,25 +53,26 @@ def scale_gradients(base_shapes: Any, *,
     >>> import mulo
     >>> init = lambda width: {"readin": jnp.ones((8, width))}
     >>> params, base = init(64), init(16)
-    >>> tx = mulo.scaling.scale_gradients(base, inference={"readout": False})
+    >>> tx = mulo.scaling.scale_gradients(base, readout=False)
     >>> grads = {"readin": jnp.full((8, 64), 0.25)}
     >>> updates, _ = tx.update(grads, tx.init(params))
     >>> float(updates["readin"][0, 0])
     1.0
   """
+  inference = rates.keywords("inference", inference)
   mults_of = functools.partial(
       multipliers_lib.relative, parametrizations.find(parametrization),
       forward=forward)
   return multipliers_lib.scale_by_role(
       lambda info: 1 / mults_of(info).gradient, base_shapes,
-      **(inference or {}))
+      **inference)
 
 
 def mu(core: optax.GradientTransformation, learning_rate: Rate,
        base_shapes: Any, *, spectral: bool = False, weight_decay: float = 0.0,
        kappa: float = 0.0,
        parametrization: str | base.Parametrization = "mup",
-       forward: bool = False, inference: Mapping[str, Any] | None = None
+       forward: bool = False, **inference: Any
        ) -> optax.GradientTransformationExtraArgs:
   """Put an optimizer of optax under a parametrization.
 
@@ -90,22 +90,22 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
       size of entries, as in Adam, or in SGD on rescaled gradients. True: the
       size of singular values for matrices, and of entries for vectors, as in
       Muon (see `mu_muon`) or Shampoo with a fourth root per side.
-    weight_decay: tuned at the base width; multiplied by the learning rate.
-      Vectors do not decay.
+    weight_decay: number or schedule, tuned at the base width; multiplied by the
+      learning rate. Vectors do not decay.
     kappa: one step of weight decay shrinks a hidden or output matrix by a
       fraction proportional to fan_in**-kappa. 0: the fraction does not depend
       on width. 1/2: as Fan et al. propose. 1: the fraction falls like muP's
       learning rate.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
-    inference: further arguments of `infer`.
+    **inference: further arguments of `infer`, such as `overrides`.
 
   Returns:
     A transformation. Its `init` raises the errors of `infer`.
 
   Raises:
-    ValueError: an unknown parametrization; or spectral is True and the
-      parametrization has no multipliers for width.
+    ValueError: an unknown parametrization; spectral is True and it has no
+      multipliers for width; or a rate is neither finite nor a schedule.
 
   Reference:
     Yang et al., 2022, https://arxiv.org/abs/2203.03466; spectral: Yang et al.,
@@ -123,12 +123,13 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
     >>> {name: float(u[0, 0]) for name, u in updates.items()}
     {'in': -0.5, 'out': -0.125}
   """
-  inference = inference or {}
+  inference = rates.keywords("inference", inference)
+  rates.check("learning_rate", learning_rate)
+  rates.check_decay(weight_decay)
   resolved = parametrizations.find(parametrization)
   if spectral and not resolved.needs_base_shapes:
-    raise ValueError("Muon, and any `mu` with spectral=True, needs a "
-                     "parametrization with multipliers for width, such as "
-                     f"'mup', got {parametrization!r}.")
+    raise ValueError("Muon, as any `mu` with spectral=True, needs multipliers "
+                     f"for width, as 'mup' has, got {parametrization!r}.")
   mults_of = functools.partial(
       multipliers_lib.relative, resolved, forward=forward, kappa=kappa)
 
@@ -137,17 +138,16 @@ def mu(core: optax.GradientTransformation, learning_rate: Rate,
     return mult * _singular_value(info) if spectral else mult
 
   def decay_mult(info: ParamInfo) -> float:
-    return weight_decay * mults_of(info).decay * mults_of(info).update
+    return mults_of(info).decay * mults_of(info).update
 
-  links: list[optax.GradientTransformation] = [
+  return optax.chain(
       scale_gradients(base_shapes, parametrization=parametrization,
-                      forward=forward, inference=inference), core,
-      multipliers_lib.scale_by_role(update_mult, base_shapes, **inference)]
-  if not _is_zero(weight_decay):
-    links.append(_add_decay(functools.partial(
-        multipliers_lib.map_roles, decay_mult, base_shapes=base_shapes,
-        **inference)))
-  return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
+                      forward=forward, **inference), core,
+      multipliers_lib.scale_by_role(update_mult, base_shapes, **inference),
+      rates.add_decay(weight_decay, functools.partial(
+          multipliers_lib.map_roles, decay_mult, base_shapes=base_shapes,
+          **inference)),
+      optax.scale_by_learning_rate(learning_rate))
 
 
 def _singular_value(info: ParamInfo) -> float:
@@ -163,41 +163,11 @@ def _singular_value(info: ParamInfo) -> float:
   return float(size**0.5)
 
 
-def _is_zero(x: Any) -> bool:
-  """Return True for the number 0, and False for a traced hyperparameter.
-
-  `optax.inject_hyperparams` traces hyperparameters, so that their values are
-  not known here.
-  """
-  return isinstance(x, (int, float)) and x == 0
-
-
-def _add_decay(mults_of: Callable[[optax.Params], Any]
-               ) -> optax.GradientTransformation:
-  """Return a transformation that adds `mult * parameter` to each update.
-
-  Args:
-    mults_of: `mults_of(params)` returns the tree of mults, one per parameter.
-  """
-
-  def update(updates: optax.Updates, state: optax.OptState,
-             params: optax.Params | None = None
-             ) -> tuple[optax.Updates, optax.OptState]:
-    if params is None:
-      raise ValueError("Weight decay reads the parameters: call "
-                       "update(grads, state, params).")
-    return jax.tree.map(lambda u, p, mult: u + (mult * p).astype(u.dtype),
-                        updates, params, mults_of(params)), state
-
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
 def mu_adamw(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
              b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
              kappa: float = 0.0,
              parametrization: str | base.Parametrization = "mup",
-             forward: bool = False,
-             inference: Mapping[str, Any] | None = None
+             forward: bool = False, **inference: Any
              ) -> optax.GradientTransformationExtraArgs:
   """Return AdamW with hyperparameters that transfer from the base width.
 
@@ -213,7 +183,7 @@ def mu_adamw(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
     kappa: see `mu`.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
-    inference: further arguments of `infer`.
+    **inference: further arguments of `infer`, such as `overrides`.
 
   Examples:
     >>> import jax
@@ -229,15 +199,15 @@ def mu_adamw(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
   return mu(
       optax.scale_by_adam(b1, b2, eps), learning_rate, base_shapes,
       weight_decay=weight_decay, parametrization=parametrization,
-      forward=forward, kappa=kappa, inference=inference)
+      forward=forward, kappa=kappa, **inference)
 
 
-def mu_sgd(learning_rate: Rate, base_shapes: Any, *, momentum: float = 0.0,
+def mu_sgd(learning_rate: Rate, base_shapes: Any, *,
+           momentum: float | None = None,
            nesterov: bool = False, weight_decay: float = 0.0,
            kappa: float = 0.0,
            parametrization: str | base.Parametrization = "mup",
-           forward: bool = False,
-           inference: Mapping[str, Any] | None = None
+           forward: bool = False, **inference: Any
            ) -> optax.GradientTransformationExtraArgs:
   """Return SGD with hyperparameters that transfer from the base width.
 
@@ -259,19 +229,18 @@ def mu_sgd(learning_rate: Rate, base_shapes: Any, *, momentum: float = 0.0,
     >>> {name: float(u[0, 0]) for name, u in updates.items()}
     {'in': -2.0, 'out': -0.125}
   """
-  core = optax.identity() if _is_zero(momentum) else optax.trace(
+  core = optax.identity() if momentum is None else optax.trace(
       momentum, nesterov)
   return mu(
       core, learning_rate, base_shapes, weight_decay=weight_decay,
       parametrization=parametrization, forward=forward, kappa=kappa,
-      inference=inference)
+      **inference)
 
 
 def mu_lion(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
             b2: float = 0.99, weight_decay: float = 0.0, kappa: float = 0.0,
             parametrization: str | base.Parametrization = "mup",
-            forward: bool = False,
-            inference: Mapping[str, Any] | None = None
+            forward: bool = False, **inference: Any
             ) -> optax.GradientTransformationExtraArgs:
   """Return Lion with hyperparameters that transfer from the base width.
 
@@ -294,7 +263,7 @@ def mu_lion(learning_rate: Rate, base_shapes: Any, *, b1: float = 0.9,
   return mu(
       optax.scale_by_lion(b1, b2), learning_rate, base_shapes,
       weight_decay=weight_decay, parametrization=parametrization,
-      forward=forward, kappa=kappa, inference=inference)
+      forward=forward, kappa=kappa, **inference)
 
 
 def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
@@ -302,8 +271,7 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
             kappa: float = 0.0, adam_learning_rate: Rate | None = None,
             adam_b1: float = 0.9, adam_b2: float = 0.999,
             parametrization: str | base.Parametrization = "mup",
-            forward: bool = False,
-            inference: Mapping[str, Any] | None = None
+            forward: bool = False, **inference: Any
             ) -> optax.GradientTransformationExtraArgs:
   """Return Muon for hidden matrices and AdamW for all other parameters.
 
@@ -330,7 +298,7 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
     adam_b2: see `mu_adamw`.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
-    inference: further arguments of `infer`.
+    **inference: further arguments of `infer`, such as `overrides`.
 
   Returns:
     A transformation. Its `update` raises ValueError if shapes do not tell the
@@ -353,12 +321,12 @@ def mu_muon(learning_rate: Rate, base_shapes: Any, *, beta: float = 0.95,
     >>> jax.eval_shape(tx.update, params, tx.init(params))[0]["hidden"].shape
     (64, 64)
   """
-  inference = dict(inference or {})
+  inference = rates.keywords("inference", inference)
   # Muon and Adam each see some of the parameters; the readout may be missing.
   masked = inference | {"readout": False}
   common: dict[str, Any] = dict(
       weight_decay=weight_decay, parametrization=parametrization,
-      forward=forward, kappa=kappa, inference=masked)
+      forward=forward, kappa=kappa, **masked)
   map_roles = functools.partial(
       multipliers_lib.map_roles, base_shapes=base_shapes)
   muon = optax.chain(

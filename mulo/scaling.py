@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from learned_opt import base
 from learned_opt.scaling import multipliers as multipliers_lib
@@ -102,7 +103,8 @@ def describe(params: Any, base_shapes: Any, *,
 
   Args:
     params: see `infer`.
-    base_shapes: see `infer`.
+    base_shapes: see `infer`; or the result of `mulo.load`, whose arguments then
+      replace all that follow.
     parametrization: see `multipliers`.
     forward: see `multipliers`.
     kappa: see `multipliers`.
@@ -115,7 +117,8 @@ def describe(params: Any, base_shapes: Any, *,
     changes you have to make in the forward pass.
 
   Raises:
-    ValueError: see `multipliers`.
+    ValueError: see `multipliers`; or an optimizer that was meta-trained under
+      the standard parametrization, which has no multipliers.
 
   Examples:
     >>> import jax
@@ -127,6 +130,8 @@ def describe(params: Any, base_shapes: Any, *,
     parameter  shape       base shape  role    fan-in  fan-out  init
     w          (1024, 10)  (256, 10)   output  1024    10       0.25
   """
+  if isinstance(base_shapes, optax.GradientTransformation):
+    return describe(params, **_arguments(base_shapes))
   resolved = parametrizations.find(parametrization)
   infos = roles_lib.infer(params, base_shapes, **inference)
   mults = multipliers(params, base_shapes, parametrization=resolved,
@@ -146,6 +151,20 @@ def describe(params: Any, base_shapes: Any, *,
   lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths)).rstrip()
            for row in rows]
   return "\n".join([*lines, "", *_remains(infos, mults, resolved)])
+
+
+def _arguments(tx: optax.GradientTransformation) -> dict[str, Any]:
+  """Return the arguments of `describe` for a result of `mulo.load`."""
+  arguments: dict[str, Any] | None = getattr(tx, "scaling", None)
+  if arguments is None:
+    raise ValueError("describe takes base_shapes or the result of mulo.load, "
+                     f"got {tx!r}.")
+  if arguments["base_shapes"] is None:
+    raise ValueError(
+        "The optimizer was meta-trained under the parametrization "
+        f"{arguments['parametrization']} and has no multipliers.")
+  # As in `load`: a network whose outputs grow has no readout.
+  return {"readout": False, **arguments}
 
 
 def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],

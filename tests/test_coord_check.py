@@ -44,7 +44,7 @@ def test_it_tells_right_from_wrong():
   # One optimizer serves all widths: its multipliers follow from shapes.
   right = mulo.coord_check(
       init, apply_and_loss, scaling.mu_adamw(
-          0.02, base, inference={"delta_shapes": delta}, eps=1e-12), WIDTHS,
+          0.02, base, delta_shapes=delta, eps=1e-12), WIDTHS,
       steps=(1, 2, 5), kinds={"first": "input"}, limits={"input": (-0.1, 0.1)})
   assert right.passed, right.table()
   assert right.layers["second"].kind == "hidden"
@@ -74,7 +74,7 @@ def test_other_optimizers_of_optax(make, plain, rate):
       limits={"input": (-0.15, 0.15), "hidden": (-0.15, 0.15)})
                          for tx in (
                              make(rate, base,
-                                  inference={"delta_shapes": delta}),
+                                  delta_shapes=delta),
                              plain(rate))]
   assert under_mup.passed, under_mup.table()
   assert not standard.passed, standard.table()
@@ -121,7 +121,7 @@ def test_attention_logits_of_heads_that_grow_in_size(name, scale):
                  for n in (16, 32))
   report = mulo.coord_check(
       init, apply_and_loss, scaling.mu_adamw(
-          0.01, base, eps=1e-12, inference={"delta_shapes": delta}),
+          0.01, base, eps=1e-12, delta_shapes=delta),
       (16, 64, 256), steps=(2, 5), kinds={"attention": "attention"})
   slope = report.layers["attention"].fits[2].slope
   if name == "over size":

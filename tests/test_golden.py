@@ -13,6 +13,7 @@ from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 from learned_opt.optimizers import adafac_mlp
 from learned_opt.update import accumulators
+from learned_opt.update import features as features_lib
 from learned_opt.update import loss_features
 import mulo
 from mulo import _published_layouts as published_layouts
@@ -188,7 +189,7 @@ def adafac_features(name):
     grad = jnp.float32(factor) * GRADS[name]
     acc = accumulators.update(acc, grad, decays, t, floor=1e-30)
   features = adafac_mlp._features(grad, param, acc, t)
-  element = jnp.concatenate(features.element(features.inputs))
+  element = jnp.concatenate(features_lib.stacked(features, features.inputs))
   row, column = features.row, features.column
   if row is None:
     element, row = element[:-6], element[-6:]

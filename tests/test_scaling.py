@@ -235,7 +235,7 @@ def test_nothing_changes_at_the_base_width(name, plain):
   params = params_of(jax.random.key(0), BASE)
   tx = OPTIMIZERS[name](
       base_shapes=params,
-      inference={"delta_shapes": params_of(jax.random.key(0), WIDE)})
+      delta_shapes=params_of(jax.random.key(0), WIDE))
   np.testing.assert_array_equal(
       losses(tx, params), losses(plain, params))
 
@@ -312,7 +312,7 @@ def test_muon():
     tx.update(params, tx.init(params), params)
   tx = scaling.mu_muon(
       1.0, base,
-      inference={"overrides": {"w": scaling.Override(stack=(0,))}})
+      overrides={"w": scaling.Override(stack=(0,))})
   grads = {"w": jax.random.normal(jax.random.key(0), (4, 32, 64)),
            "o": np.ones((32, 3))}
   updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)

@@ -85,7 +85,8 @@ def params_of(n):
 def test_link_scales_hidden_matrices_only():
   params = params_of(16)
   tx = multipliers.scale_by_parametrization(
-      parametrizations.get("mup"), jax.eval_shape(lambda: params_of(4)))
+      parametrizations.get("mup"), jax.eval_shape(lambda: params_of(4)),
+      forward=True)
   updates, _ = jax.jit(tx.update)(params, tx.init(params))
   assert updates["w1"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(updates.pop("w1"), 1 / 16)

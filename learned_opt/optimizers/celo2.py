@@ -96,11 +96,12 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
           jnp.square(change), _matrix_axes(change), keepdims=True)
       return -step_mult * change * jax.lax.rsqrt(EPSILON + square), acc
 
-    learned = per_parameter.transformation(accumulators.init, step_one)
+    learned = per_parameter.transformation(
+        accumulators.init, step_one, in_turn=newton_schulz > 0)
     if not adam:
       return learned
     labels = lambda tree: jax.tree.map(
-        lambda x: "learned" if jnp.ndim(x) > 1 else "adam", tree)
+        lambda x: "learned" if getattr(x, "ndim", 0) > 1 else "adam", tree)
     return optax.partition(
         {"learned": learned, "adam": _adam(step_mult * adam_mult)}, labels)
 
@@ -126,19 +127,23 @@ def _direction(theta, grad, param, acc, lowering):
   def apply(arrays, shape):
     if len(shape) > 2:
       # Features are normalized in each matrix on its own, so map over the first
-      # axis of S, axis 1 of the arrays; where an array has size 1, broadcast.
-      full = jax.tree.map(lambda x: x.shape[1] > 1, arrays)
-      arrays = jax.tree.map(lambda x, yes: x if yes else x[:, 0], arrays, full)
+      # axis of S; where an array has size 1, broadcast.
+      full = jax.tree.map(lambda x: x.shape[0] > 1, arrays)
+      arrays = jax.tree.map(lambda x, yes: x if yes else x[0], arrays, full)
       return jax.vmap(
           lambda part: apply(part, shape[1:]), axis_size=shape[0],
-          in_axes=(jax.tree.map(lambda yes: 1 if yes else None, full),)
+          in_axes=(jax.tree.map(lambda yes: 0 if yes else None, full),)
       )(arrays)
     inputs, row, column = arrays
+    stack = lambda x: None if x is None else jnp.stack(x)
     return mlp.apply(
-        weights, features._replace(inputs=inputs, row=row, column=column),
+        weights, features._replace(
+            inputs=inputs, row=stack(row), column=stack(column)),
         shape, lambda direction, magnitude: direction, lowering)
 
-  return apply((features.inputs, features.row, features.column), grad.shape)
+  unstack = lambda x: None if x is None else list(x)
+  return apply((features.inputs, unstack(features.row),
+                unstack(features.column)), grad.shape)
 
 
 def _orthogonalize(x, iterations):
@@ -172,5 +177,8 @@ def _adam(learning_rate: float) -> optax.GradientTransformation:
     return jax.tree.map(change, momentum, second, grads), AdamState(
         momentum, second)
 
-  return optax.GradientTransformation(
-      lambda params: AdamState(zeros(params), zeros(params)), update)
+  def init(params):
+    per_parameter.check_arrays(params)
+    return AdamState(zeros(params), zeros(params))
+
+  return optax.GradientTransformation(init, update)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base
+from learned_opt.update import per_parameter
 
 
 def make(learning_rate: float = 0.001, b1: float = 0.9, b2: float = 0.999,
@@ -57,7 +58,10 @@ def make(learning_rate: float = 0.001, b1: float = 0.9, b2: float = 0.999,
       updates, state = tx.update(wide(grads), state)
       return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads), state
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: tx.init(wide(params)), update)
+    def start(params):
+      per_parameter.check_arrays(params)
+      return tx.init(wide(params))
+
+    return optax.GradientTransformationExtraArgs(start, update)
 
   return base.LearnedOptimizer(init, opt_fn)

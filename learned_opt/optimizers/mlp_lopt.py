@@ -26,9 +26,9 @@ FEATURE_ROWS = features_lib.FeatureRows(
 
 
 class State(NamedTuple):
-  """State of one parameter of shape S: a momentum for each decay, [6, *S]."""
+  """State of one parameter of shape S: a momentum [*S] for each decay."""
 
-  momentum: jax.Array
+  momentum: tuple[jax.Array, ...]
 
 
 def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
@@ -55,15 +55,16 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
     del num_steps
 
     def step_one(grad, param, state, step):
-      decays = accumulators.along(jnp.asarray(DECAYS), grad.ndim)
-      momentum = decays * state.momentum + (1 - decays) * grad[None]
+      momentum = tuple(accumulators.averages(
+          state.momentum, grad, jnp.asarray(DECAYS)))
       update = lambda direction, magnitude: (
           -step_mult * direction * jnp.exp(exp_mult * magnitude))
       return mlp.apply(theta, _features(grad, param, momentum, step),
                        grad.shape, update, lowering), State(momentum)
 
     return per_parameter.transformation(
-        lambda shape: State(jnp.zeros((len(DECAYS), *shape), jnp.float32)),
+        lambda shape: State(tuple(jnp.zeros(shape, jnp.float32)
+                                  for _ in DECAYS)),
         step_one)
 
   return base.LearnedOptimizer(
@@ -73,6 +74,6 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
 def _features(grad, param, momentum, step) -> features_lib.Features:
   return features_lib.Features(
       lambda x: (x["grad"], x["param"], x["momentum"]),
-      dict(grad=grad[None], param=param[None], momentum=momentum), None, None,
+      dict(grad=[grad], param=[param], momentum=momentum), None, None,
       lambda squares: features_lib.time_features(step),
       lambda squares: jax.lax.rsqrt(1e-5 + squares), layout=FEATURE_ROWS)

@@ -21,7 +21,8 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
 5. Update:
      direction, magnitude = MLP(features)
      update = -step_mult * direction * exp(exp_mult * magnitude)
-   With settings, in a run of T steps and n matrices (two or more axes):
+      update = 0 where v = 0
+  With settings, in a run of T steps and n matrices (two or more axes):
      depth: update *= sqrt(4 / n)
      horizon: update *= min(1, (t + 1) / (0.05 T)) * left^power
                         * (T / 1000)^-0.3, where left = 1 - t / T
@@ -38,6 +39,9 @@ Reasons:
   than noise would make it.
 * At initialization, the update has the direction of Adam's and about its size:
   update = -step_mult * feature(m_1 / sqrt(v)) * min(1, exp(noise_1)).
+* The update of an element is exactly 0 as long as all its gradients were 0:
+  the MLP answers to its biases, the parameter and time, too. Parameters that
+  are frozen, and rows of a table that never occur, therefore stay.
 * Equal singular values (newton_schulz) are beyond any rule for single elements.
 * The exponents of T and n are taken from the literature, because meta-training
   on short runs of shallow networks cannot find them. The exponent of n was
@@ -163,7 +167,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
         jnp.zeros([], jnp.float32),
         accumulators.init(shape, accumulator_dtype))
     transformation = lambda depth_mult: per_parameter.transformation(
-        init_one, functools.partial(step_one, depth_mult))
+        init_one, functools.partial(step_one, depth_mult), newton_schulz > 0)
 
     def update(grads, state, params=None, **extra_args):
       # The number of matrices is known only here, from the tree.
@@ -213,7 +217,7 @@ def _adam_like(theta, exp_mult):
 def _decays(theta) -> accumulators.Decays:
   """Return 1 - (1 - initial) exp(10 residual), clipped to [0, MAX_DECAY]."""
   decay = lambda initial, residual: jnp.clip(
-      1 - (1 - jnp.asarray(initial)) * jnp.exp(10 * residual), 0, MAX_DECAY)
+      1 - (1 - jnp.float32(initial)) * jnp.exp(10 * residual), 0, MAX_DECAY)
   return accumulators.Decays(
       decay(INITIAL_DECAYS, theta["momentum_decays"]),
       decay(INITIAL_SECOND_DECAY, theta["second_decay"]),
@@ -303,28 +307,30 @@ def _features(grad, inverse, param, acc, decays, step, extra
     extra: further tensor features [n], or None.
   """
   axes = accumulators.factored_axes(grad.shape)
-  single = lambda x: x.reshape((1,) * (grad.ndim + 1))
+  single = lambda x: [x.reshape((1,) * grad.ndim)]
   second_mean = jnp.mean(acc.second.astype(jnp.float32))
   # grad * inverse is computed in each block: an array of it would take memory.
-  inputs = dict(grad=grad[None], inverse=single(inverse), param=param[None],
-                momentum=acc.momentum, second=acc.second[None],
+  inputs = dict(grad=[grad], inverse=single(inverse), param=[param],
+                momentum=acc.momentum, second=[acc.second],
                 second_mean=single(second_mean))
-  means = lambda x: jnp.mean(
-      x, tuple(range(1, x.ndim)), keepdims=True)  # [3, 1, ...]
-  row_mean = means(acc.row)
-  row_root, row_feature = _inverse_root(acc.row, row_mean)
   row = column = None
   if axes is None:
-    inputs |= {"row": acc.row, "row_mean": row_mean}
+    inputs |= {"row": acc.row, "row_mean": [
+        jnp.mean(x, keepdims=True) for x in acc.row]}
   else:
-    column_root, column_feature = _inverse_root(acc.column, means(acc.column))
-    along_column = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
+    means = lambda x: jnp.mean(
+        x, tuple(range(1, x.ndim)), keepdims=True)  # [3, 1, ...]
+    row, column = jnp.stack(acc.row), jnp.stack(acc.column)
+    row_mean = means(row)
+    row_root, row_feature = _inverse_root(row, row_mean)
+    column_root, column_feature = _inverse_root(column, means(column))
+    along_column = jnp.mean(row, axes[0] + 1, keepdims=True)
     # The product of both inputs is f_k of the module docstring.
-    inputs |= {"row_factor": row_root * jnp.sqrt(
-        along_column + RELATIVE_FLOOR * row_mean + TINY),
-               "column_factor": column_root}
-    row = jnp.concatenate([acc.row, row_feature])
-    column = jnp.concatenate([acc.column, column_feature])
+    inputs |= {"row_factor": list(row_root * jnp.sqrt(
+        along_column + RELATIVE_FLOOR * row_mean + TINY)),
+               "column_factor": list(column_root)}
+    row = jnp.concatenate([row, row_feature])
+    column = jnp.concatenate([column, column_feature])
 
   def element(x):
     x = dict(x, grad=x["grad"] * x["inverse"])
@@ -347,7 +353,8 @@ def _features(grad, inverse, param, acc, decays, step, extra
         features_lib.time_features(jnp.minimum(step, LAST_TIME)), noise, extra])
 
   return features_lib.Features(
-      element, inputs, row, column, tensor, _inverse_rms, CLIP)
+      element, inputs, row, column, tensor, _inverse_rms, CLIP,
+      gate=lambda x: x["second"] > 0)
 
 
 def _inverse_rms(squares):

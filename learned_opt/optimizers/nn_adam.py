@@ -49,18 +49,18 @@ class Moments(NamedTuple):
 
 
 class State(NamedTuple):
-  """State of the optimizer for n parameters with elements.
+  """State of the optimizer; all but the step are trees like the parameters.
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    groups: moments, see `learned_opt.update.per_parameter`.
-    hyperparameters: of each parameter, see NAMES, [n, 4].
-    lstm: state of the LSTM, n rows.
+    moments: see `learned_opt.update.per_parameter`.
+    hyperparameters: arrays [4], see NAMES.
+    lstm: state of the LSTM, arrays [lstm_hidden].
   """
 
   step: jax.Array
-  groups: dict[str, Any]
-  hyperparameters: jax.Array
+  moments: Any
+  hyperparameters: Any
   lstm: lstm.State
 
 
@@ -101,44 +101,43 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
         "controls": {"w": zeros(lstm_hidden, len(NAMES)),
                      "b": zeros(len(NAMES))}}
 
+  states = per_parameter.Statistics(_init_one)
+
   def opt_fn(theta, *, num_steps=None):
     del num_steps
 
     def start(params):
-      rows = len(_filled(params))
-      first = lambda: jnp.tile(
-          jnp.stack([theta[name] for name in NAMES]), (rows, 1))
-      step, hyperparameters, cells = sharding.whole(lambda: (
-          jnp.zeros([], jnp.int32), first(),
-          lstm.start(theta["initial"], rows)), params)
-      groups = per_parameter.init_groups(_init_one, params)
-      return State(step, groups, hyperparameters, cells)
+      moments = states.init(params)
+      step = sharding.whole(lambda: jnp.zeros([], jnp.int32), params)
+      hyperparameters = sharding.tree_map(lambda _: sharding.whole(
+          lambda: jnp.stack([theta[name] for name in NAMES]), params), params)
+      return State(step, moments, hyperparameters,
+                   lstm.start(theta["initial"], params))
 
     def update(grads, state, params=None, **extra_args):
       del extra_args
-      params = per_parameter.matched(_init_one, grads, params, state.groups)
-      if not state.groups:
-        return grads, state  # no parameter has elements
-      updates, groups = per_parameter.update_groups(
-          _step_one, grads, params, state.groups, state.step,
-          state.hyperparameters)
+      params = states.matched(grads, params, state.moments)
+      if not per_parameter.filled(params):
+        return grads, state
+      old = per_parameter.rows(state.hyperparameters, params)  # [n, 4]
+      updates, moments = states.update(
+          _step_one, grads, params, state.moments, state.step, old)
       # The hyperparameters that the LSTM moves now serve the next step.
-      features = _features(params, grads, groups, state.hyperparameters)
-      rows = lstm.step(theta["lstm"], features, state.lstm)
-      moved = state.hyperparameters + output_scale * lstm.dense(
-          theta["controls"], rows.hidden)
+      cells = lstm.step(
+          theta["lstm"], _features(states, params, grads, moments, old),
+          lstm.State(*[per_parameter.rows(x, params) for x in state.lstm]))
+      new = jnp.clip(
+          old + output_scale * lstm.dense(theta["controls"], cells.hidden),
+          LIMITS[:1], LIMITS[1:])
+      put = lambda rows, tree: per_parameter.from_rows(rows, tree, params)
       return updates, State(
-          optax.safe_increment(state.step), groups,
-          jnp.clip(moved, LIMITS[:1], LIMITS[1:]), rows)
+          optax.safe_increment(state.step), moments,
+          put(new, state.hyperparameters),
+          lstm.State(*map(put, cells, state.lstm)))
 
     return optax.GradientTransformationExtraArgs(start, update)
 
   return base.LearnedOptimizer(init, opt_fn)
-
-
-def _filled(params) -> list:
-  """Return the parameters with elements."""
-  return [x for x in jax.tree.leaves(params) if x.size]
 
 
 def _clip(grad):
@@ -182,10 +181,10 @@ def _statistics(param, grad, moments):
   return statistics
 
 
-def _features(params, grads, groups, hyperparameters):
+def _features(states, params, grads, moments, hyperparameters):
   """Return the input of the LSTM, [n, 19]."""
-  features = per_parameter.measure(_statistics, (params, grads), groups)
-  rank = np.array([x.ndim for x in _filled(params)])
+  features = states.measure(_statistics, (params, grads), moments)
+  rank = np.array([x.ndim for x in jax.tree.leaves(params) if x.size])
   features["is_scalar"] = np.where(rank == 0, 1, -1)
   features["is_bias"] = np.where(rank == 1, 1, -1)
   for i, name in enumerate(("lr", "beta1", "beta2", "epsilon")):

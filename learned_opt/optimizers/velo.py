@@ -49,17 +49,17 @@ NUM_OUTPUTS = 3  # the third is not used
 
 
 class State(NamedTuple):
-  """State of the optimizer for n parameters with elements.
+  """State of the optimizer.
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    groups: statistics of gradients, see `learned_opt.update.per_parameter`.
-    lstm: state of the LSTM, n rows.
+    statistics: of gradients, see `learned_opt.update.per_parameter`.
+    lstm: state of the LSTM: trees like the parameters, of arrays [lstm_hidden].
     loss: averages of the loss.
   """
 
   step: jax.Array
-  groups: dict[str, Any]
+  statistics: Any
   lstm: lstm.State
   loss: loss_features.State
 
@@ -90,6 +90,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, interpolation=interpolation)
   base.check_sizes(lstm_hidden=lstm_hidden, bank=bank)
+  states = per_parameter.Statistics(accumulators.init)
 
   def opt_fn(theta, *, num_steps=None):
     _check_num_steps(num_steps)
@@ -108,36 +109,36 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
           weights, features, grad.shape, output, lowering), acc
 
     def init(params):
-      rows = sum(x.size > 0 for x in jax.tree.leaves(params))
-      step, cells, loss = sharding.whole(lambda: (
-          jnp.zeros([], jnp.int32), lstm.start(theta["initial"], rows),
-          loss_features.init()), params)
-      groups = per_parameter.init_groups(accumulators.init, params)
-      return State(step, groups, cells, loss)
+      statistics = states.init(params)
+      step, loss = sharding.whole(
+          lambda: (jnp.zeros([], jnp.int32), loss_features.init()), params)
+      return State(step, statistics,
+                   lstm.start(theta["initial"], params), loss)
 
     def update(grads, state, params=None, *, value=None, **extra_args):
       del extra_args
-      params = per_parameter.matched(
-          accumulators.init, grads, params, state.groups)
+      params = states.matched(grads, params, state.statistics)
       _check_value(value)
       loss, progress = loss_features.update(
           state.loss, value, state.step, num_steps)
       done = state.step.astype(jnp.float32) / num_steps
       time = jnp.tanh(10 * (done - MILESTONES))  # [9]
-      rows, context = state.lstm, None
-      if state.groups:
-        tensors = per_parameter.measure(
-            _statistics, (params,), state.groups)
-        rows = _lstm_step(theta, jnp.concatenate([time, progress]), tensors,
-                          state.lstm)
+      cells, context = state.lstm, None
+      if per_parameter.filled(params):
+        tensors = states.measure(_statistics, (params,), state.statistics)
+        rows = _lstm_step(
+            theta, jnp.concatenate([time, progress]), tensors, lstm.State(
+                *[per_parameter.rows(x, params) for x in state.lstm]))
+        cells = lstm.State(*[per_parameter.from_rows(new, x, params)
+                             for new, x in zip(rows, state.lstm)])
         # One MLP and one learning rate for each of n parameters.
         mixed = _mix(theta, rows.hidden, interpolation / bank)  # [n, ...]
         rate = lstm.dense(theta["step_size"], rows.hidden)[:, 0]  # [n]
         context = mixed, rate
-      updates, groups = per_parameter.update_groups(
-          step_one, grads, params, state.groups, state.step, context)
+      updates, statistics = states.update(
+          step_one, grads, params, state.statistics, state.step, context)
       return updates, State(
-          optax.safe_increment(state.step), groups, rows, loss)
+          optax.safe_increment(state.step), statistics, cells, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -192,18 +193,18 @@ def _log_size(x):
 
 def _statistics(param, acc):
   """Return statistics of one tensor before its step, for the LSTM: [12]."""
-  axes = tuple(range(1, acc.momentum.ndim))
   scale = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.mean(jnp.square(param))))
-  momentum, second = acc.momentum * scale, acc.second * scale
-  center = jnp.mean(momentum, axes, keepdims=True)
+  momentum, second = [x * scale for x in acc.momentum], acc.second * scale
+  centers = [jnp.mean(x) for x in momentum]
   # VeLO was meta-trained with both spreads around the mean of the momentum,
   # even the spread of the second moment.
-  spread = lambda x: jnp.mean(jnp.square(x - center), axes)
+  spread = lambda arrays: jnp.stack([
+      jnp.mean(jnp.square(x - center)) for x, center in zip(arrays, centers)])
   rank = sum(n > 1 for n in param.shape)
   return jnp.concatenate([
       _log_size(jnp.mean(second))[None],
       jnp.arange(NUM_RANKS) == rank,
-      _log_size(spread(momentum)), _log_size(spread(second[None]))])
+      _log_size(spread(momentum)), _log_size(spread([second] * len(centers)))])
 
 
 def _lstm_step(theta, shared, tensors, state):

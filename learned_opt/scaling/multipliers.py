@@ -141,7 +141,7 @@ def scale_by_role(fn: Callable[[roles_lib.ParamInfo], float], base_shapes: Any,
 
 def scale_by_parametrization(
     parametrization: base.Parametrization, base_shapes: Any, *,
-    forward: bool = True, **inference: Any
+    forward: bool = False, **inference: Any
     ) -> optax.GradientTransformationExtraArgs:
   """Multiply each update by its update multiplier; the last link of a chain.
 

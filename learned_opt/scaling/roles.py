@@ -20,6 +20,7 @@ import math
 from typing import Any, Callable, Mapping, NamedTuple, TypeVar
 
 import jax
+import optax
 
 from learned_opt import base as base_lib
 from learned_opt.scaling import axis_rules
@@ -28,6 +29,11 @@ from learned_opt.scaling import residual_depth
 
 Shape = base_lib.Shape
 T = TypeVar("T")
+
+# Arguments of `infer` that say what shapes do not say. Whatever takes
+# base_shapes takes these arguments, too.
+SETTINGS = ("delta_shapes", "deeper_shapes", "base_depth", "overrides",
+            "layout", "readout")
 
 
 class Override(NamedTuple):
@@ -187,6 +193,7 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   shapes, bases = by_path(params), by_path(base_shapes)
   deltas = shapes if delta_shapes is None else by_path(delta_shapes)
   _check(shapes, bases, delta_shapes)
+  _check_extra(params, shapes, bases)
   declared = _declared(overrides or {}, bases)
   depths, stacks = ({}, {}) if deeper_shapes is None else residual_depth.find(
       bases, by_path(deeper_shapes), {
@@ -211,6 +218,25 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   if readout:
     _check_readout(infos)
   return infos
+
+
+def _check_extra(params: Any, shapes: dict[str, Shape],
+                 bases: dict[str, Shape]) -> None:
+  """Raise ValueError if base_shapes has parameters that the network lacks.
+
+  Parameters may be missing where the tree says so: by None, or by the empty
+  nodes of `optax.masked` and `optax.partition`.
+  """
+  is_hole: Any = lambda x: x is None or isinstance(x, optax.MaskedNode)
+  leaves: Any = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_hole)
+  holes = [path_of(path) for path, x in leaves if is_hole(x)]
+  extra = [path for path in bases if path not in shapes and not any(
+      hole in ("", path) or path.startswith(f"{hole}/") for hole in holes)]
+  if extra:
+    raise ValueError(
+        f"base_shapes has {extra[0]} (and {len(extra) - 1} more), which the "
+        f"parameters lack; they have {', '.join(sorted(shapes)) or 'none'}. It "
+        "must be the tree of the same network at another width.")
 
 
 def _check(shapes: dict[str, Shape], bases: dict[str, Shape],

@@ -1,7 +1,7 @@
 """Running statistics of one parameter's gradients.
 
-Statistics are computed in float32. Decays are on the leading axis, so the axes
-of the parameter keep their order and nothing is interleaved.
+Statistics are computed in float32. There is one array for each decay, so each
+array has the axes of the parameter and is split over devices as it is.
 
 Momentum and second moment take nearly all of the memory and may be kept in
 bfloat16. They are then rounded at random, up or down. A decay of 0.999 moves a
@@ -10,16 +10,16 @@ to the nearest number would stop the statistic from moving at all.
 
 Shapes, for a parameter of shape S and k decays:
 
-* momentum: [k, *S];
+* momentum: k arrays [*S];
 * second moment: [*S];
-* row factor: [k, *S with the largest axis set to 1];
-* column factor: [k, *S with the second largest axis set to 1].
+* row factor: k arrays [*S with the largest axis set to 1];
+* column factor: k arrays [*S with the second largest axis set to 1].
 
-A parameter of at most one axis is not factored: its row factor is [k, *S] and
-its column factor is None.
+A parameter of one axis is not factored: its row factor is k arrays [*S], and
+its column factor, k arrays [1], stays zero.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,10 @@ DTYPES = ("float32", "bfloat16")
 class Accumulators(NamedTuple):
   """Statistics of one parameter; shapes in the module docstring."""
 
-  momentum: jax.Array
+  momentum: tuple[jax.Array, ...]
   second: jax.Array
-  row: jax.Array
-  column: jax.Array | None
+  row: tuple[jax.Array, ...]
+  column: tuple[jax.Array, ...]
 
 
 class Decays(NamedTuple):
@@ -73,21 +73,13 @@ def init(shape: tuple, dtype: str = "float32", num_decays: int = 3
     dtype: of momentum and second moment, in DTYPES.
     num_decays: k.
   """
-  zeros = lambda s: jnp.zeros((num_decays, *s), jnp.float32)
-  momentum = jnp.zeros((num_decays, *shape), dtype)
-  second = jnp.zeros(shape, dtype)
-  axes = factored_axes(shape)
-  if axes is None:
-    return Accumulators(momentum, second, zeros(shape), None)
+  zeros = lambda s, dtype=jnp.float32: tuple(
+      jnp.zeros(s, dtype) for _ in range(num_decays))
   without = lambda axis: shape[:axis] + (1,) + shape[axis + 1:]
-  column_axis, row_axis = axes
-  return Accumulators(
-      momentum, second, zeros(without(row_axis)), zeros(without(column_axis)))
-
-
-def along(values: jax.Array, ndim: int) -> jax.Array:
-  """Reshape a vector [k] to [k, 1, ...] with `ndim` trailing axes."""
-  return values.reshape(values.shape + (1,) * ndim)
+  axes = factored_axes(shape)
+  row, column = (shape, (1,)) if axes is None else map(without, axes[::-1])
+  return Accumulators(zeros(shape, dtype), jnp.zeros(shape, dtype), zeros(row),
+                      zeros(column))
 
 
 def _round(x: jax.Array, dtype: jnp.dtype, step: jax.Array) -> jax.Array:
@@ -112,19 +104,20 @@ def _round(x: jax.Array, dtype: jnp.dtype, step: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(rounded, jnp.float32).astype(dtype)
 
 
-def _averages(old, new, decay, rescale):
-  """Return moving averages [k, ...] that include `new`.
+def averages(old: Sequence[jax.Array], new: jax.Array, decays: jax.Array,
+             rescale: jax.Array | float = 1.0) -> list[jax.Array]:
+  """Return moving averages that include `new`, one for each decay.
 
-  averages = decay * rescale * old + (1 - decay) * new
+  average = decay * rescale * old + (1 - decay) * new
 
   Args:
-    old: [k, ...].
-    new: [...], the same for every decay.
-    decay: [k].
+    old: k arrays.
+    new: an array, the same for every decay.
+    decays: [k].
     rescale: see `update`; its square for squares.
   """
-  wide = lambda x: along(x, new.ndim)
-  return wide(decay * rescale) * old + wide(1 - decay) * new[None]
+  return [decay * rescale * x + (1 - decay) * new
+          for x, decay in zip(old, decays)]
 
 
 def update(acc: Accumulators, grad: jax.Array, decays: Decays,
@@ -146,21 +139,23 @@ def update(acc: Accumulators, grad: jax.Array, decays: Decays,
   """
   mean = lambda x, axis: jnp.mean(jnp.square(x), axis, keepdims=True)
   axes = factored_axes(grad.shape)
+  wide = lambda x: x.astype(jnp.float32)
+  column = list(acc.column)
   # The squared gradient is needed three times and written in three forms:
   # XLA would merge equal forms and keep an array of squares in memory.
   if axes is None:
-    row_mean, column = jnp.square(grad), None
+    row_mean = jnp.square(grad)
   else:
     column_axis, row_axis = axes
     row_mean = mean(jnp.maximum(grad, -grad), row_axis)  # |g|**2
-    column = _averages(acc.column, mean(grad, column_axis) + floor,
-                       decays.factored, rescale**2)
-  row = _averages(acc.row, row_mean + floor, decays.factored, rescale**2)
-  momentum = _averages(acc.momentum.astype(jnp.float32), grad, decays.momentum,
-                       rescale)
+    column = averages(acc.column, mean(grad, column_axis) + floor,
+                      decays.factored, rescale**2)
+  row = averages(acc.row, row_mean + floor, decays.factored, rescale**2)
+  momentum = averages(
+      [wide(x) for x in acc.momentum], grad, decays.momentum, rescale)
   # (1 - decay) * g * g from left to right, so g * g does not appear.
-  second = (decays.second * rescale**2 * acc.second.astype(jnp.float32) +
+  second = (decays.second * rescale**2 * wide(acc.second) +
             (1 - decays.second) * grad * grad)
-  return Accumulators(
-      _round(momentum, acc.momentum.dtype, step),
-      _round(second, acc.second.dtype, step), row, column)
+  return jax.tree.map(
+      lambda old, x: _round(x, old.dtype, step), acc,
+      Accumulators(tuple(momentum), second, tuple(row), tuple(column)))

@@ -64,11 +64,19 @@ def _loop(body: Callable, inputs: Any, shape: tuple, block: tuple, carry: Any):
     carry: the first carry.
   """
   counts = tuple(-(-n // b) for n, b in zip(shape, block))
+  cut = [axis for axis, count in enumerate(counts) if count > 1]
 
   def step(i, carry):
-    first = [index * b for index, b in zip(jnp.unravel_index(i, counts), block)]
-    # All blocks have one shape, so the last block is moved back to fit into S.
-    start = [jnp.minimum(f, n - b) for f, n, b in zip(first, shape, block)]
+    first: list = [0] * len(shape)
+    start: list = [0] * len(shape)
+    for axis in reversed(cut):
+      if axis != cut[0]:
+        i, index = jax.lax.div(i, counts[axis]), jax.lax.rem(i, counts[axis])
+      else:
+        index = i
+      first[axis] = index * block[axis]
+      # All blocks have one shape: the last block is moved back to fit into S.
+      start[axis] = jnp.minimum(first[axis], shape[axis] - block[axis])
 
     def take(x):
       leading = x.ndim - len(shape)
@@ -121,7 +129,7 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
     size: maximum of elements in a block.
   """
   block = block_shape(shape, size)
-  count = math.prod(shape)
+  count = float(math.prod(shape))  # as an int, it may not fit into int32
   axes = tuple(range(1, len(shape) + 1))
   total = lambda values: jnp.concatenate([
       jnp.sum(jnp.square(x), axes) for x in values])

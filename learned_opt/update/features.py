@@ -17,7 +17,7 @@ Reference:
   learned optimizers, 2022, https://arxiv.org/abs/2203.11860 (small_fc_lopt).
 """
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +58,12 @@ class Features(NamedTuple):
   """Inputs of the MLP for one parameter of shape S.
 
   Attributes:
-    element: elementwise function of `inputs`, whole or a block, that returns
-      arrays [n, *S], float32, in the order of w0; n is 1 or the number of
-      decays. Given inputs [*S] of one decay it returns arrays [*S]. If the
-      parameter is not factored, the last two arrays are its row features,
-      which serve as its column features, too.
-    inputs: dict of arrays [n, *S], see `learned_opt.update.blocks`.
+    element: elementwise function of stacked inputs {name: [n, *S]}, whole or a
+      block, that returns arrays [n, *S], float32, in the order of w0; n is 1
+      or the number of decays. Given inputs [*S] of one decay it returns arrays
+      [*S]. If the parameter is not factored, the last two arrays are its row
+      features, which serve as its column features, too.
+    inputs: {name: n arrays [*S]}, see `learned_opt.update.blocks`.
     row: row features [6, ...], broadcast against S; None if not factored.
     column: column features [6, ...], broadcast against S; None if not factored.
     tensor: `mean squares of element features -> tensor features [n]`, which
@@ -72,16 +72,34 @@ class Features(NamedTuple):
     clip: maximum of the absolute value of a normalized feature; None for no
       limit.
     layout: rows of the first weight matrix.
+    gate: `inputs of one decay -> bools [*S]`, whole or a block: whether an
+      element is updated at all; None if every element is.
   """
 
   element: Callable[[Any], tuple[jax.Array, ...]]
-  inputs: dict[str, jax.Array]
+  inputs: dict[str, Sequence[jax.Array]]
   row: jax.Array | None
   column: jax.Array | None
   tensor: Callable[[jax.Array], jax.Array]
   normalizer: Callable[[jax.Array], jax.Array]
   clip: float | None = None
   layout: FeatureRows = SMALL_FC
+  gate: Callable[[dict[str, jax.Array]], jax.Array] | None = None
+
+
+def gated(features: "Features", inputs: dict[str, Sequence[jax.Array]],
+          update: jax.Array) -> jax.Array:
+  """Return the update of each element, exactly 0 where the gate is closed.
+
+  Args:
+    features: see `Features`.
+    inputs: as `features.inputs`, whole or a block.
+    update: [*S] or a block.
+  """
+  if features.gate is None:
+    return update
+  opened = features.gate({name: x[0] for name, x in inputs.items()})
+  return jnp.where(opened, update, 0)
 
 
 def elements(inputs: dict, inverse_rms: jax.Array,
@@ -102,13 +120,24 @@ def elements(inputs: dict, inverse_rms: jax.Array,
           inverse_rms_feature, grad * for_grad, momentum * for_momentum)
 
 
-def split(inputs: dict) -> dict[str, list[jax.Array]]:
-  """Return inputs [n, *S] as lists of n arrays [*S]."""
-  return {name: [jax.lax.index_in_dim(x, k, keepdims=False)
-                 for k in range(len(x))] for name, x in inputs.items()}
+def stacked(features: "Features", inputs: dict[str, Sequence[jax.Array]]
+            ) -> tuple[jax.Array, ...]:
+  """Return the element features [n, *S].
+
+  Args:
+    features: see `Features`.
+    inputs: as `features.inputs`, whole or a block.
+  """
+  return features.element({name: jnp.stack(x) for name, x in inputs.items()})
 
 
-def one_by_one(features: "Features", inputs: dict[str, list[jax.Array]]
+def counts(features: "Features") -> list[int]:
+  """Return the number of features in each array of `features.element`."""
+  return [len(x) for x in jax.eval_shape(
+      lambda inputs: stacked(features, inputs), features.inputs)]
+
+
+def one_by_one(features: "Features", inputs: dict[str, Sequence[jax.Array]]
                ) -> list[jax.Array]:
   """Return the element features as separate arrays [*S].
 
@@ -117,16 +146,16 @@ def one_by_one(features: "Features", inputs: dict[str, list[jax.Array]]
 
   Args:
     features: see `Features`.
-    inputs: as `split` returns them, whole or a block.
+    inputs: as `features.inputs`, whole or a block.
   """
-  counts = [len(x) for x in jax.eval_shape(features.element, features.inputs)]
+  sizes = counts(features)
   # All features for decay k; inputs without a decay, [1, *S], serve every k.
   kinds = list(zip(*[
       features.element({name: x[min(k, len(x) - 1)]
                         for name, x in inputs.items()})
-      for k in range(max(counts))]))
+      for k in range(max(sizes))]))
   # XLA removes features without a decay that were computed for k > 0.
-  return [kind[k] for kind, n in zip(kinds, counts) for k in range(n)]
+  return [kind[k] for kind, n in zip(kinds, sizes) for k in range(n)]
 
 
 def safe_rsqrt(x: jax.Array) -> jax.Array:
@@ -153,15 +182,15 @@ def factored(acc: accumulators.Accumulators, shape: tuple
     gradients. Otherwise the only input is "row", and the features are None.
   """
   axes = accumulators.factored_axes(shape)
-  if axes is None or acc.column is None:
+  if axes is None:
     return {"row": acc.row}, None, None
   # Adafactor: second moment ~ row * column / mean(row).
-  mean = jnp.mean(acc.row, axes[0] + 1, keepdims=True)
-  inputs = {"row_factor": safe_rsqrt(acc.row / (mean + 1e-9)),
-            "column_factor": safe_rsqrt(acc.column)}
-  row, column = (jnp.concatenate([x, inverse_root(x)])
-                 for x in (acc.row, acc.column))
-  return inputs, row, column
+  row, column = jnp.stack(acc.row), jnp.stack(acc.column)
+  mean = jnp.mean(row, axes[0] + 1, keepdims=True)
+  inputs = {"row_factor": list(safe_rsqrt(row / (mean + 1e-9))),
+            "column_factor": list(safe_rsqrt(column))}
+  return (inputs, jnp.concatenate([row, inverse_root(row)]),
+          jnp.concatenate([column, inverse_root(column)]))
 
 
 def time_features(step: jax.Array) -> jax.Array:

@@ -8,22 +8,24 @@ Reference:
   Jozefowicz et al., 2015.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from learned_opt.update import sharding
+
 
 class State(NamedTuple):
-  """State of n rows.
+  """State of n rows, or trees of the states of single rows.
 
   Attributes:
-    hidden: [n, hidden size].
-    cell: [n, hidden size].
+    hidden: [n, hidden size], or a tree of arrays [hidden size].
+    cell: as hidden.
   """
 
-  hidden: jax.Array
-  cell: jax.Array
+  hidden: Any
+  cell: Any
 
 
 def weights(key: jax.Array, shape: tuple, fan_in: int) -> jax.Array:
@@ -63,15 +65,17 @@ def init(key: jax.Array, inputs: int, hidden: int) -> dict:
   return init_dense(key, inputs + hidden, 4 * hidden)
 
 
-def start(theta: dict, rows: int) -> State:
-  """Return the first state of all rows.
+def start(theta: dict, params: Any) -> State:
+  """Return the first state: trees like the parameters, one row for each.
 
   Args:
     theta: hidden [1, hidden size] and cell [1, hidden size].
-    rows: n.
+    params: tree of arrays, possibly in boxes.
   """
   # Adding zeros makes copies: the caller may donate the state, but not theta.
-  return State(*(jnp.zeros((rows, 1), jnp.float32) + theta[name]
+  row = lambda name: theta[name][0] + jnp.zeros([], jnp.float32)
+  return State(*(sharding.tree_map(
+      lambda _: sharding.whole(lambda: row(name), params), params)
                  for name in State._fields))
 
 

@@ -21,6 +21,7 @@ Lowerings:
     request.
 """
 
+import functools
 import math
 from typing import Callable
 
@@ -125,7 +126,7 @@ def _apply(theta, features, shape, output, lowering):
 
   def kernel(inputs):
     inputs, biases, wide = inputs
-    x = features_lib.one_by_one(features, features_lib.split(inputs))
+    x = features_lib.one_by_one(features, inputs)
     if limits is not None:
       x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
     whole = lambda feature: jnp.broadcast_to(feature, x[0].shape)
@@ -135,7 +136,7 @@ def _apply(theta, features, shape, output, lowering):
     x = layer(x, weights, first)
     for w, b in layers[1:]:
       x = layer(jax.tree.map(jax.nn.relu, x), w, b)
-    return output(x[0], x[1])
+    return features_lib.gated(features, inputs, output(x[0], x[1]))
 
   # The unrolled lowering is one block: XLA fuses it into a single loop, so it
   # has no intermediate arrays.
@@ -151,9 +152,9 @@ def _statistics(features, shape, size):
   parameters. Separate arrays are faster in large parameters.
   """
   if math.prod(shape) <= size:
-    return features.element
-  return lambda inputs: [x[None] for x in features_lib.one_by_one(
-      features, features_lib.split(inputs))]
+    return functools.partial(features_lib.stacked, features)
+  return lambda inputs: [
+      x[None] for x in features_lib.one_by_one(features, inputs)]
 
 
 def _fold(theta, features, squares, lowering):
@@ -169,8 +170,11 @@ def _fold(theta, features, squares, lowering):
     (weights [n, H], limits [16 or 22] or None, list of biases [H, ...],
     {name: [6, ...]}: features that follow the element features).
   """
-  w0, rows_of = theta["w0"], features.layout
-  ndim = features.inputs["grad"].ndim - 1
+  w0 = theta["w0"]
+  # int32 in every case: an index of numpy has 64 bits, and JAX with x64 may mix
+  # it with an index of 32 bits.
+  rows_of = features_lib.FeatureRows(*map(jnp.int32, features.layout))
+  ndim = features.inputs["grad"][0].ndim
   wide = lambda x: x.reshape(x.shape + (1,) * ndim)
   scale, limits = _normalize(features, squares)
   weights = w0[rows_of.element]

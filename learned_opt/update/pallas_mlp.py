@@ -34,7 +34,7 @@ def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
     features: see `learned_opt.update.features`.
     shape: S.
   """
-  count = sum(len(x) for x in jax.eval_shape(features.element, features.inputs))
+  count = sum(features_lib.counts(features))
 
   def kernel(*refs):
     out = refs[-1]
@@ -49,7 +49,7 @@ def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
       kernel, features.inputs, [], jax.ShapeDtypeStruct(
           (blocks, count), jnp.float32), pl.BlockSpec(
               (1, count), lambda i: (i, 0)), blocks)
-  return jnp.sum(partial, 0) / math.prod(shape)
+  return jnp.sum(partial, 0) / float(math.prod(shape))
 
 
 def update(features: features_lib.Features, more: dict, layers: list,
@@ -68,7 +68,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
     output: elementwise function.
   """
   size = math.prod(shape)
-  arrays = features.inputs | more
+  arrays = features.inputs | {name: list(x) for name, x in more.items()}
   # Triton needs powers of two; hidden units of zeros change nothing.
   width = max(MIN_WIDTH, pl.next_power_of_2(layers[0][0].shape[1]))
   pad = lambda x, *shape: jnp.pad(
@@ -80,7 +80,8 @@ def update(features: features_lib.Features, more: dict, layers: list,
     small.append(limits)
 
   def kernel(*refs):
-    big, small, out = refs[:len(arrays)], refs[len(arrays):-1], refs[-1]
+    count = sum(map(len, arrays.values()))
+    big, small, out = refs[:count], refs[count:-1], refs[-1]
     w0, b0, w1, b1, w2, b2 = small[:6]
     index, inside = _elements(shape)
     inputs = _gather(arrays, big, index, inside, shape)
@@ -97,7 +98,8 @@ def update(features: features_lib.Features, more: dict, layers: list,
                 preferred_element_type=jnp.float32) + b1[...][None]
     h = jnp.maximum(h, 0)
     outputs = [jnp.sum(h * w2[i, :][None], 1) + b2[i] for i in range(2)]
-    triton.store(out.at[pl.ds(0, BLOCK)], output(*outputs))
+    triton.store(out.at[pl.ds(0, BLOCK)], features_lib.gated(
+        features, inputs, output(*outputs)))
 
   blocks = pl.cdiv(size, BLOCK)
   padded = _call(kernel, arrays, small, jax.ShapeDtypeStruct(
@@ -108,7 +110,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
 
 def _call(kernel, arrays, small, out_shape, out_spec, blocks):
   """Run a kernel; every program sees all of `arrays`, flat, and of `small`."""
-  flat = [x.reshape(-1) for x in arrays.values()]
+  flat = [x.reshape(-1) for xs in arrays.values() for x in xs]
   interpret = jax.default_backend() == "cpu"
   params = None if interpret else triton.CompilerParams(num_warps=4)
   return pl.pallas_call(
@@ -127,18 +129,18 @@ def _elements(shape):
 
 
 def _gather(arrays, refs, index, inside, shape):
-  """Return {name: n arrays [BLOCK]} from flat refs of arrays [n, ...]."""
-  result = {}
-  for (name, x), ref in zip(arrays.items(), refs):
+  """Return {name: n arrays [BLOCK]} from flat refs of {name: n arrays}."""
+  refs = iter(refs)
+
+  def load(x):
     # Unravel the index in S and ravel it in the shape of x, where axes of size
-    # 1 broadcast. At the end, stride is the number of elements of x[k].
+    # 1 broadcast.
     offset, stride, quotient = jnp.zeros_like(index), 1, index
-    for n, size in zip(reversed(shape), reversed(x.shape[1:])):
+    for n, size in zip(reversed(shape), reversed(x.shape)):
       if size > 1:
         offset += quotient % n * stride
         stride *= size
       quotient //= n
-    result[name] = [
-        triton.load(ref.at[offset + k * stride], mask=inside, other=0.0)
-        for k in range(len(x))]
-  return result
+    return triton.load(next(refs).at[offset], mask=inside, other=0.0)
+
+  return {name: [load(x) for x in xs] for name, xs in arrays.items()}

@@ -1,8 +1,12 @@
 """Apply an update rule of one parameter to every parameter of a tree.
 
-Parameters of one shape and dtype are stacked and go through one copy of the
-rule. A program therefore grows with the number of distinct shapes, not with
-the number of parameters.
+Statistics are trees like the parameters, as in the optimizers of optax: where
+the state of one parameter has an array, the state of all parameters has a tree.
+
+Small parameters of one shape and dtype are stacked and go through one copy of
+the rule, so that programs and the number of kernels stay small. Large
+parameters go through the rule one after the other, because stacking them would
+copy them. XLA compiles the kernels of equal shapes only once.
 """
 
 import functools
@@ -10,7 +14,6 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from learned_opt import base
@@ -23,172 +26,281 @@ class State(NamedTuple):
 
   Attributes:
     step: number of steps taken, int32 scalar.
-    groups: {dtype and shape of parameters, such as "float32[8,16]": states}.
-      The states of n > 1 parameters are stacked on a leading axis [n, ...], in
-      the order of the tree. The state of a single parameter has no such axis.
-      Parameters without elements have no state.
+    statistics: the state of one parameter, with a tree like the parameters in
+      place of each array.
   """
 
   step: jax.Array
-  groups: dict[str, Any]
+  statistics: Any
 
 
-def transformation(init_one: Callable, step_one: Callable
-                   ) -> optax.GradientTransformationExtraArgs:
+def transformation(
+    init_one: Callable, step_one: Callable, in_turn: bool = False
+    ) -> optax.GradientTransformationExtraArgs:
   """Return an optax transformation made of an update rule of one parameter.
 
   Args:
-    init_one: `shape -> state` of one parameter. Scalars come as shape (1,).
+    init_one: see `Statistics`.
     step_one: `(grad, param, state, step) -> (update, state)`, float32, with
       `step` the number of steps taken before this step. Scalars come as [1].
+    in_turn: see `Statistics`.
 
   Returns:
     A transformation whose updates have the dtype of the gradients. Its
     `update` raises ValueError without `params`, or if the state was made for
     other parameters.
   """
+  states = Statistics(init_one, in_turn)
 
   def without_context(grad, param, state, step, context):
     del context
     return step_one(grad, param, state, step)
 
   def init(params):
+    statistics = states.init(params)
     step = sharding.whole(lambda: jnp.zeros([], jnp.int32), params)
-    return State(step, init_groups(init_one, params))
+    return State(step, statistics)
 
   def update(grads, state, params=None, **extra_args):
     del extra_args
-    updates, groups = update_groups(
-        without_context, grads,
-        matched(init_one, grads, params, state.groups), state.groups,
-        state.step)
-    return updates, State(optax.safe_increment(state.step), groups)
+    updates, statistics = states.update(
+        without_context, grads, states.matched(grads, params, state.statistics),
+        state.statistics, state.step)
+    return updates, State(optax.safe_increment(state.step), statistics)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def init_groups(init_one: Callable, params: Any) -> dict[str, Any]:
-  """Return the states of all parameters, `State.groups`.
+class Statistics:
+  """States of all parameters: how they are made, checked, read and updated.
 
   Args:
-    init_one: see `transformation`.
-    params: tree of arrays.
+    init_one: `shape -> state` of one parameter, a tree of arrays of the same
+      structure for all shapes. Scalars come as shape (1,).
+    in_turn: whether large parameters of one shape are updated strictly one
+      after the other. It takes longer, and the memory for intermediate arrays
+      is that of one parameter.
   """
-  leaves, states = jax.tree.leaves(params), {}
-  for name, members in _groups(leaves).items():
-    param, n = leaves[members[0]], len(members)
 
-    def make():
-      state = init_one(param.shape or (1,))
-      return state if n == 1 else jax.tree.map(
-          lambda x: jnp.broadcast_to(x, (n, *x.shape)), state)
+  def __init__(self, init_one: Callable, in_turn: bool = False):
+    self._init_one, self._in_turn = init_one, in_turn
+    self._structure: Any = jax.tree.structure(self._shapes(()))
 
-    states[name] = sharding.made(make, param)
-  return states
+  def init(self, params: Any) -> Any:
+    """Return the first `State.statistics`.
+
+    Args:
+      params: tree of arrays, possibly in boxes.
+
+    Raises:
+      ValueError: a parameter is not an array of real numbers.
+    """
+    check_arrays(params)
+
+    def field(i):
+      def make(param):
+        new = lambda: jax.tree.leaves(self._init_one(param.shape or (1,)))[i]
+        # State of a scalar is scalar.
+        return sharding.made(
+            lambda: new() if param.shape else new().reshape(()), param)
+      return sharding.tree_map(make, params)
+
+    return jax.tree.unflatten(
+        self._structure, [field(i) for i in range(self._structure.num_leaves)])
+
+  def matched(self, grads: Any, params: Any, statistics: Any) -> Any:
+    """Return the parameters that have gradients, as a tree like grads.
+
+    Args:
+      grads: tree of arrays.
+      params: tree like grads, possibly with more leaves; None if there are
+        none.
+      statistics: see `State`.
+
+    Raises:
+      ValueError: params is None, or the states belong to other parameters.
+    """
+    base.check_params(params)
+    params = jax.tree.map(lambda _, p: p, grads, params)
+    for (name, p), g in zip(_named(params).items(), jax.tree.leaves(grads)):
+      if p.shape != g.shape:
+        raise ValueError(f"The gradient of {name} has the shape {g.shape}, the "
+                         f"parameter has {p.shape}.")
+    wanted = {name: [x.shape for x in jax.tree.leaves(self._shapes(p.shape))]
+              for name, p in _named(params).items()}
+    advice = "Call init(params) with the parameters that are trained."
+    try:
+      fields = self._fields(statistics)
+    except ValueError as e:
+      raise ValueError("The state is that of another optimizer, or of another "
+                       f"version of mulo. {advice}") from e
+    for i, field in enumerate(fields):
+      actual = {name: x.shape for name, x in _named(field).items()}
+      for name in {**wanted, **actual}:
+        expected = wanted[name][i] if name in wanted else None
+        if actual.get(name) != expected:
+          raise ValueError(
+              f"The state was made for other parameters: at {name} its shape "
+              f"is {actual.get(name)}, these parameters need {expected}. "
+              f"{advice}")
+    return params
+
+  def update(self, step_one: Callable, grads: Any, params: Any,
+             statistics: Any, step: jax.Array, context: Any = None
+             ) -> tuple[Any, Any]:
+    """Return updates and states after one step of all parameters.
+
+    Args:
+      step_one: `(grad, param, state, step, context) -> (update, state)`, see
+        `transformation`.
+      grads: tree of arrays.
+      params: see `matched`.
+      statistics: see `State`.
+      step: number of steps taken before this step.
+      context: tree of arrays [n, ...] for n parameters with elements, in the
+        order of the tree. Each parameter receives its row.
+
+    Returns:
+      (updates, with the dtypes of the gradients; new states).
+    """
+    leaves, treedef = jax.tree.flatten(grads)
+    params, updates = jax.tree.leaves(params), list(leaves)
+    states = self._states(statistics, params)
+    rows = {i: row for row, i in enumerate(filled(params))}
+    for members in _groups(params):
+      each = [(leaves[i], params[i], states[i],
+               jax.tree.map(lambda x: x[rows[i]], context)) for i in members]
+      results = _step_group(step_one, each, step, self._in_turn)
+      for i, (change, state) in zip(members, results):
+        updates[i] = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
+        states[i] = state
+    return jax.tree.unflatten(treedef, updates), self._joined(
+        statistics, states)
+
+  def measure(self, fn: Callable, trees: tuple, statistics: Any) -> Any:
+    """Return measurements of every parameter.
+
+    Args:
+      fn: `(*arrays, state) -> tree of arrays [...]` for one parameter. The
+        arrays are in float32 and have at least one axis.
+      trees: the parameters, of which one has elements, then trees like the
+        parameters, such as gradients.
+      statistics: see `State`.
+
+    Returns:
+      Tree of arrays [n, ...] for n parameters with elements, in the order of
+      the tree.
+    """
+    leaves = [jax.tree.leaves(tree) for tree in trees]
+    states = self._states(statistics, leaves[0])
+    measured: dict[int, Any] = {}
+    for members in _groups(leaves[0]):
+      each = [(*(_wide(tree[i]) for tree in leaves), states[i])
+              for i in members]
+      one = lambda args: fn(*args)
+      measured |= zip(members, map(one, each) if _are_large(each)
+                      else _stacked(one, each))
+    return jax.tree.map(
+        lambda *x: jnp.stack(x), *(measured[i] for i in sorted(measured)))
+
+  def _shapes(self, shape):
+    """Return the state of a parameter as shapes and dtypes; (): of a scalar."""
+    one = jax.eval_shape(lambda: self._init_one(shape or (1,)))
+    return one if shape else jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((), x.dtype), one)
+
+  def _fields(self, statistics):
+    """Return one tree like the parameters for each array of a state."""
+    return self._structure.flatten_up_to(statistics)
+
+  def _states(self, statistics, params):
+    """Return a list of the states of single parameters.
+
+    Args:
+      statistics: see `State`.
+      params: list of all parameters.
+    """
+    columns = [jax.tree.leaves(tree) for tree in self._fields(statistics)]
+
+    def state(i, param):
+      arrays = [column[i] for column in columns]
+      if not param.shape:
+        shapes = jax.eval_shape(lambda: self._init_one((1,)))
+        arrays = [x.reshape(s.shape)
+                  for x, s in zip(arrays, jax.tree.leaves(shapes))]
+      return jax.tree.unflatten(self._structure, arrays)
+
+    return [state(i, param) for i, param in enumerate(params)]
+
+  def _joined(self, statistics, states):
+    """Return statistics, with their trees and shapes, from a list of states."""
+    columns = list(zip(*map(jax.tree.leaves, states)))
+    joined = []
+    for i, tree in enumerate(self._fields(statistics)):
+      old, treedef = jax.tree.flatten(tree)
+      joined.append(jax.tree.unflatten(treedef, [
+          new.reshape(x.shape) for x, new in zip(old, columns[i])
+      ] if states else []))
+    return jax.tree.unflatten(self._structure, joined)
 
 
-def matched(init_one: Callable, grads: Any, params: Any,
-            groups: dict[str, Any]) -> Any:
-  """Return the parameters that have gradients, as a tree like grads.
+def filled(params: Any) -> list[int]:
+  """Return the indices of the parameters that have elements."""
+  return [i for i, x in enumerate(jax.tree.leaves(params)) if x.size]
+
+
+def rows(tree: Any, params: Any) -> jax.Array:
+  """Return the arrays of parameters with elements, stacked: [n, ...].
 
   Args:
-    init_one: see `transformation`.
-    grads: tree of arrays.
-    params: tree like grads, possibly with more leaves; None if there are none.
-    groups: see `State`.
-
-  Raises:
-    ValueError: params is None, or the states belong to other parameters.
+    tree: like the parameters, of arrays of one shape.
+    params: see `Statistics.matched`; one of them has elements.
   """
-  base.check_params(params)
-  params = jax.tree.map(lambda _, p: p, grads, params)
-  shapes = lambda tree: {
-      jax.tree_util.keystr(path): x.shape
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-  expected = shapes(jax.eval_shape(
-      functools.partial(init_groups, init_one), params))
-  actual = shapes(groups)
-  wrong = sorted(set(expected.items()) ^ set(actual.items()))
-  if wrong:
-    name = wrong[0][0]
-    raise ValueError(
-        f"The state was made for other parameters: at {name} its shape is "
-        f"{actual.get(name)}, these parameters need {expected.get(name)}. Call "
-        "init(params) with the parameters that are trained.")
-  return params
+  leaves = jax.tree.leaves(tree)
+  return jnp.stack([leaves[i] for i in filled(params)])
 
 
-def update_groups(step_one: Callable, grads: Any, params: Any,
-                  groups: dict[str, Any], step: jax.Array, context: Any = None
-                  ) -> tuple[Any, dict[str, Any]]:
-  """Return updates and states after one step of all parameters.
-
-  Args:
-    step_one: `(grad, param, state, step, context) -> (update, state)`, see
-      `transformation`.
-    grads: tree of arrays.
-    params: see `matched`.
-    groups: see `State`.
-    step: number of steps taken before this step.
-    context: tree of arrays [n, ...] for n parameters with elements, in the
-      order of the tree. Each parameter receives its row.
-
-  Returns:
-    (updates, with the dtypes of the gradients; new states).
-  """
-  leaves, treedef = jax.tree.flatten(grads)
-  params = jax.tree.leaves(params)
-  filled = [i for i, x in enumerate(params) if x.size]
-  updates, states = list(leaves), {}
-  for name, members in _groups(params).items():
-    take = lambda leaves: [leaves[i] for i in members]
-    # Context has no rows for parameters without elements.
-    rows = np.searchsorted(filled, members)
-    changes, states[name] = _step_group(
-        step_one, take(leaves), take(params), groups[name],
-        jax.tree.map(lambda x: x[rows], context), step)
-    for i, change in zip(members, changes):
-      updates[i] = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
-  return jax.tree.unflatten(treedef, updates), states
+def from_rows(new: jax.Array, tree: Any, params: Any) -> Any:
+  """Return `tree` with the rows [n, ...] of parameters with elements."""
+  leaves, treedef = jax.tree.flatten(tree)
+  for row, i in enumerate(filled(params)):
+    leaves[i] = new[row]
+  return jax.tree.unflatten(treedef, leaves)
 
 
-def measure(fn: Callable, trees: tuple, groups: dict[str, Any]) -> Any:
-  """Return measurements of every parameter.
-
-  Args:
-    fn: `(*arrays, state) -> tree of arrays [...]` for one parameter. The arrays
-      are in float32 and have at least one axis.
-    trees: the parameters, then trees like the parameters, such as gradients.
-    groups: see `State`; not empty.
-
-  Returns:
-    Tree of arrays [n, ...] for n parameters with elements, in the order of the
-    tree.
-  """
-  leaves = [jax.tree.leaves(tree) for tree in trees]
-  measured, order = [], []
-  for name, members in _groups(leaves[0]).items():
-    rows = [[_wide(tree[i]) for i in members] for tree in leaves]
-    if len(members) == 1:
-      alone = fn(*(row[0] for row in rows), groups[name])
-      measured.append(jax.tree.map(lambda x: x[None], alone))
-    else:
-      measured.append(jax.vmap(fn)(*map(jnp.stack, rows), groups[name]))
-    order += members
-  # From the order of the groups back to the order of the tree.
-  back = np.argsort(order)
-  return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *measured)
+def _named(tree) -> dict[str, Any]:
+  """Return {path: array}, whether or not the arrays are in boxes."""
+  return {jax.tree_util.keystr(path, simple=True, separator="/"):
+          jax.tree.leaves(x)[0]
+          for path, x in jax.tree_util.tree_leaves_with_path(
+              tree, is_leaf=sharding.is_box)}
 
 
-def _groups(leaves) -> dict[str, list[int]]:
-  """Return indices of the leaves with elements, by dtype and shape."""
-  groups: dict[str, list[int]] = {}
-  for i, x in enumerate(leaves):
-    if x.size:
-      name = f"{x.dtype}[{','.join(map(str, x.shape))}]"
-      groups.setdefault(name, []).append(i)
-  # In the order in which JAX flattens dicts, as of states.
-  return dict(sorted(groups.items()))
+def check_arrays(params):
+  """Raise ValueError unless all parameters are arrays of real numbers."""
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+      raise ValueError(
+          f"Parameter {name} is {x!r}, not an array: make it an array, or take "
+          "it out of the parameters.")
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+      raise ValueError(
+          f"Parameter {name} is complex ({x.dtype}): wrap the optimizer in "
+          "optax.contrib.split_real_and_imaginary.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(
+          f"Parameter {name} has the dtype {x.dtype}, for which there are no "
+          "updates: take it out of the parameters, for example by "
+          "optax.masked.")
+
+
+def _groups(params) -> list[list[int]]:
+  """Return indices of the parameters with elements, by dtype and shape."""
+  groups: dict[Any, list[int]] = {}
+  for i in filled(params):
+    groups.setdefault((params[i].dtype, params[i].shape), []).append(i)
+  return list(groups.values())
 
 
 def _wide(x):
@@ -196,51 +308,58 @@ def _wide(x):
   return x.astype(jnp.float32).reshape(x.shape or (1,))
 
 
-def _step_group(step_one, grads, params, states, contexts, step):
-  """Apply the rule to n parameters of one shape, whose states are stacked.
-
-  Small parameters are updated at once. Large parameters are updated one after
-  the other, in place, so that intermediate arrays stay small.
+def _step_group(step_one, each, step, in_turn):
+  """Return (update [*S] in float32, new state) of parameters of one shape.
 
   Args:
-    step_one: see `update_groups`.
-    grads: list of n arrays.
-    params: list of n arrays.
-    states: tree of arrays, see `State`.
-    contexts: tree of arrays [n, ...].
+    step_one: see `Statistics.update`.
+    each: list of (gradient, parameter, state, context).
     step: number of steps taken before this step.
-
-  Returns:
-    (n updates [*S], float32; new states).
+    in_turn: see `Statistics`.
   """
-  def rule(grad, param, state, context):
+  def rule(step, args):
+    grad, param, state, context = args
     return step_one(_wide(grad), _wide(param), state, step, context)
 
-  n = len(grads)
-  if n == 1:
-    change, states = rule(grads[0], params[0], states,
-                          jax.tree.map(lambda x: x[0], contexts))
-    return [change], states
-  if n * grads[0].size <= blocks.default_size():
-    args = jnp.stack(grads), jnp.stack(params), states, contexts
-    shapes = jax.eval_shape(jax.vmap(rule), *args)
-    zeros = lambda *args: jax.tree.map(
+  if not _are_large(each):
+    together = functools.partial(_stacked, functools.partial(rule, step))
+    if len(each) == 1:
+      return together(each)
+    shapes = jax.eval_shape(together, each)
+    zeros = lambda each: jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Always true, but XLA does not know. Without the branch, XLA fuses the rule
     # with each use of an update; ten parameters then made a program five times
     # as long, which took twice as long to compile.
-    return jax.lax.cond(step >= 0, jax.vmap(rule), zeros, *args)
+    return jax.lax.cond(step >= 0, together, zeros, each)
+  # Inside of a compiled program, the rule is traced and lowered once.
+  rule = jax.jit(rule) if isinstance(step, jax.core.Tracer) else rule
+  results, after = [], step
+  for args in each:
+    results.append(rule(after, args))
+    if in_turn:
+      after = step + _zero(results[-1][0])
+  return results
 
-  def body(i, carry):
-    changes, states = carry
-    # Indexing a stack would copy all n arrays; a switch reads only one.
-    member = jax.lax.switch(i, [lambda x=x: x for x in zip(grads, params)])
-    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-    new = rule(*member, *jax.tree.map(take, (states, contexts)))
-    # XLA updates the carry of a loop in place.
-    put = lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, i, 0)
-    return jax.tree.map(put, (changes, states), new)
 
-  changes = sharding.made(
-      lambda: jnp.zeros((n, *(grads[0].shape or (1,))), jnp.float32), grads[0])
-  return jax.lax.fori_loop(0, n, body, (changes, states))
+def _zero(x):
+  """Return the int32 0, computed from x.
+
+  XLA computes what depends on the result after x.
+  """
+  first = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], jnp.int32)
+  return jnp.minimum(jax.lax.shift_right_logical(first, jnp.int32(1)), 0)
+
+
+def _are_large(each) -> bool:
+  """Return whether several trees of arrays are too large to be stacked."""
+  size = max(x.size for x in jax.tree.leaves(each[0]))
+  return len(each) > 1 and len(each) * size > blocks.default_size()
+
+
+def _stacked(fn, each):
+  """Return a list of `fn` of each tree, by one call of `fn` under vmap."""
+  if len(each) == 1:
+    return [fn(each[0])]
+  result = jax.vmap(fn)(jax.tree.map(lambda *x: jnp.stack(x), *each))
+  return [jax.tree.map(lambda x: x[i], result) for i in range(len(each))]

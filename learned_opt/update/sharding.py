@@ -11,10 +11,18 @@ JAX states in one of two ways how an array is split over a mesh:
 Updates are therefore left to the compiler, and their results are split like
 gradients and state. Arrays on no mesh are left alone.
 
+Parameters of flax may be in boxes, with names that say how each axis is split:
+`nn.Partitioned` and `nn.LogicallyPartitioned` of flax.linen, or Variables of
+flax.nnx. A box is a node of a tree with one array in it. State that is made by
+`jax.tree.map` comes in the boxes of its parameters; state of another shape
+needs other names. The code reads the attributes that boxes have, and does not
+import flax.
+
 Reference:
   https://docs.jax.dev/en/latest/notebooks/explicit-sharding.html
 """
 
+import dataclasses
 from typing import Any, Callable
 
 import jax
@@ -24,6 +32,8 @@ import optax
 from learned_opt import base
 
 _Spec = jax.sharding.PartitionSpec
+# Where a Variable of nnx keeps names of axes, in several versions of flax.
+_NAMES = ("out_sharding", "sharding_names", "sharding")
 
 
 def _sharding(x) -> jax.sharding.NamedSharding | None:
@@ -91,6 +101,58 @@ def _placed(make, param, sharding_of):
     return jax.tree.map(jax.sharding.reshard, make(), shardings)
   # Compiled, so that no device ever holds a whole array.
   return jax.jit(make, out_shardings=shardings)()
+
+
+def is_box(x: Any) -> bool:
+  """Return whether x is a box."""
+  return hasattr(x, "replace_boxed") or hasattr(x, "get_metadata")
+
+
+def tree_map(fn: Callable[[Any], Any], tree: Any) -> Any:
+  """Return `fn` of each array, in the boxes of the tree.
+
+  An axis of a result keeps its name if the array has this axis, too, and in the
+  same size. A result of another rank has no box.
+
+  Args:
+    fn: `array -> array`.
+    tree: of arrays or boxes.
+  """
+
+  def map_one(x):
+    if not is_box(x):
+      return fn(x)
+    array, = jax.tree.leaves(x)
+    result = fn(array)
+    if result.shape == array.shape:
+      return jax.tree.map(lambda _: result, x)
+    return _renamed(x, array.shape, result)
+
+  return jax.tree.map(map_one, tree, is_leaf=is_box)
+
+
+def _renamed(box: Any, shape: tuple, result: Any) -> Any:
+  """Return the result in a box whose names fit its shape, or without a box.
+
+  Args:
+    box: of an array.
+    shape: of this array.
+    result: an array.
+  """
+  if len(result.shape) != len(shape):
+    return result
+  fit = lambda names: names and tuple(
+      name if n == m else None
+      for name, n, m in zip((*names, *[None] * len(shape)), shape,
+                            result.shape))
+  if hasattr(box, "names") and hasattr(box, "replace_boxed"):
+    renamed = dataclasses.replace(box, names=fit(box.names))
+    return renamed.replace_boxed(result)
+  if hasattr(box, "get_metadata"):
+    metadata = box.get_metadata()
+    return box.replace(result, **{
+        key: fit(metadata[key]) for key in _NAMES if key in metadata})
+  return result
 
 
 def on_mesh() -> bool:

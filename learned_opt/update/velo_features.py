@@ -59,8 +59,8 @@ def make(grad: jax.Array, param: jax.Array, acc: accumulators.Accumulators,
       features; leave out the factors, their inverse roots and the momenta
       divided by the root of the factors.
   """
-  inputs = dict(grad=grad[None], param=param[None], momentum=acc.momentum,
-                second=acc.second[None])
+  inputs = dict(grad=[grad], param=[param], momentum=acc.momentum,
+                second=[acc.second])
   factors, row, column = features_lib.factored(acc, grad.shape)
   inputs |= factors
   feature_rows = FEATURE_ROWS

@@ -24,7 +24,9 @@ import unittest
 
 from mulo.testing import combinators
 from mulo.testing import devices
+from mulo.testing import gradients
 from mulo.testing import kit
+from mulo.testing import states
 from mulo.testing import transforms
 from mulo.testing import trees
 
@@ -33,9 +35,12 @@ CHECKS: tuple[kit.Check, ...] = (
     combinators.multi_transform, trees.empty_leaves, trees.scalars,
     combinators.inject_hyperparams, combinators.schedules,
     combinators.multi_steps, combinators.apply_if_finite,
-    transforms.scan_float32, transforms.scan_bfloat16, transforms.jit,
-    transforms.vmap, transforms.eval_shape, trees.flax_linen,
+    transforms.scan_float32, transforms.scan_bfloat16, transforms.x64,
+    transforms.jit, transforms.vmap, transforms.eval_shape, trees.flax_linen,
     trees.flax_nnx, trees.equinox, trees.haiku, trees.params_none,
+    trees.other_leaves, gradients.zero_gradients, gradients.second_order,
+    states.map_params, states.names, states.structure,
+    states.flax_partitioned, states.flax_metadata,
     devices.sharding_automatic, devices.sharding_explicit,
     devices.checkpoint)
 

@@ -47,6 +47,14 @@ def scan_bfloat16(factory: kit.Factory) -> None:
 
 
 @kit.contract
+def x64(factory: kit.Factory) -> None:
+  """`jax_enable_x64`, with parameters in float32, bfloat16 and float64."""
+  with jax.enable_x64(True):
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float64):
+      _scan(factory, dtype)
+
+
+@kit.contract
 def jit(factory: kit.Factory) -> None:
   """`jax.jit` with donation; the second call compiles nothing."""
   params, grads = kit.tree(0, kit.RANKS), kit.tree(1, kit.RANKS)

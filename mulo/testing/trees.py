@@ -1,5 +1,7 @@
 """Contract: parameter trees of every library, and trees without arrays."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,30 @@ def haiku(factory: kit.Factory) -> None:
   """Nested dicts of haiku, with slashes in the names."""
   params = {"mlp/~/linear_0": kit.tree(0)["a"]}
   _moves(kit.make(factory, params), params)
+
+
+@kit.contract
+def other_leaves(factory: kit.Factory) -> None:
+  """Complex, integer and other leaves: a right update, or an error with a name.
+  """
+  params = kit.tree(0)["c"]
+  leaves: list[Any] = [
+      jnp.ones((3, 3), jnp.complex64), jnp.arange(3), jax.nn.relu]
+  for leaf in leaves:
+    tree = {**params, "odd leaf": leaf}
+    try:
+      tx = kit.make(factory, params)
+      state = tx.init(tree)
+    except (ValueError, TypeError) as e:
+      kit.require("odd leaf" in str(e) or leaf is jax.nn.relu,
+                  f"the error does not name the leaf: {e}")
+      continue
+    kit.require(leaf is not jax.nn.relu, "init accepts a function")
+    grads = {**params, "odd leaf": 1j * leaf if jnp.iscomplexobj(leaf)
+             else leaf}
+    updates, _ = tx.update(grads, state, tree, value=kit.VALUE)
+    kit.require(not jnp.iscomplexobj(leaf) or np.any(
+        np.imag(updates["odd leaf"])), "imaginary parts do not move")
 
 
 @kit.contract
