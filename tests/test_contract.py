@@ -180,7 +180,7 @@ BROKEN = [
     ("zero_gradients", on_leaves(lambda g: -0.1 * (g + 0.1))),
     ("zero_gradients", on_leaves(lambda g: g - jnp.mean(g))),
     ("second_order", on_leaves(lambda g: g * jnp.sqrt(jnp.sum(0 * g)))),
-    ("x64", momentum(after=lambda m: m * jnp.asarray(0.5))),
+    ("x64", momentum(after=lambda m: m * np.full((1, 1), 0.5))),
     ("map_params", make(stacked_momentum, stack)),
     ("names", make(stacked_momentum, stack)),
     ("structure", lambda learning_rate=1.0: make(

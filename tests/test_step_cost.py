@@ -74,7 +74,7 @@ def test_state_of_other_parameters():
   tx = lopt.opt_fn(lopt.init(jax.random.key(0)))
   state = tx.init({"w": jnp.ones((3, 2)), "v": jnp.ones((3, 2))})
   params = {"w": jnp.ones((3, 2))}
-  with pytest.raises(ValueError, match=r"float32.*Call init"):
+  with pytest.raises(ValueError, match=r"at v its shape.*Call init"):
     tx.update(params, state, params)
 
 
@@ -153,7 +153,7 @@ def test_random_rounding_is_unbiased():
   acc = jax.lax.fori_loop(0, 3000, lambda t, acc: accumulators.update(
       acc, grad, decays, t), acc)
   expected = 1 - 0.999**3000
-  for x, limit in ((acc.momentum, grad[None]), (acc.second, grad**2)):
+  for x, limit in ((acc.momentum[0], grad), (acc.second, grad**2)):
     assert x.dtype == jnp.bfloat16
     ratio = np.mean(np.asarray(x, np.float32) / limit)
     assert abs(ratio / expected - 1) < 0.003

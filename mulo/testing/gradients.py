@@ -33,7 +33,7 @@ def zero_gradients(factory: kit.Factory) -> None:
 @kit.contract
 def second_order(factory: kit.Factory) -> None:
   """The derivative of a loss after two updates is finite."""
-  params = kit.tree(0, kit.RANKS)
+  params = kit.tree(0)["c"]
   tx = kit.make(factory, params)
   loss: Any = lambda tree: sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree))
 
