@@ -84,7 +84,8 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
 
   One step changes the parameters p by
   `learning_rate * (update_multiplier * learned_update - weight_decay * p)`.
-  Parameters with fewer than two axes are not decayed.
+  Parameters with fewer than two axes are not decayed. Mask parameters that are
+  frozen: decay moves them, and so do most published optimizers.
 
   Args:
     name_or_path: see `read`.
@@ -114,9 +115,8 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
       `learned_opt.update.mlp`.
 
   Returns:
-    A transformation whose `update` needs `params`. A horizon or a width far
-    beyond meta-training causes a `BeyondTrainingWarning`: `load` checks the
-    horizon, `init` the width.
+    A transformation whose `update` needs `params`. Far beyond meta-training,
+    `load` warns of the horizon, `init` of the width (`BeyondTrainingWarning`).
 
   Raises:
     FileNotFoundError: see `read`.
