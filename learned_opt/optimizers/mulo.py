@@ -31,6 +31,8 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
 Reasons:
 
 * The unit decays as slowly as the slowest statistic, so no statistic grows.
+  Gradients of a parameter count as 0 if the largest entry is below 1.2e-38 or
+  above 8e37, because 1 / u or u is then no normal float32.
 * No normalizer has an absolute epsilon. A feature that is zero everywhere, as
   in the first step behind a zero-initialized readout, stays zero.
 * Features are clipped because the largest of N elements can be sqrt(N) times
