@@ -116,9 +116,9 @@ def _word(name: str, check: str, message: str | None) -> str:
   """
   if message is None:
     return "yes"
-  if name in AS_PUBLISHED.get(check, ()):
-    return "as published"
-  return "skipped" if message.startswith("skipped") else "no"
+  if message.startswith("skipped"):
+    return "skipped"
+  return "as published" if name in AS_PUBLISHED.get(check, ()) else "no"
 
 
 def define_flags() -> None:

@@ -21,8 +21,8 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
 5. Update:
      direction, magnitude = MLP(features)
      update = -step_mult * direction * exp(exp_mult * magnitude)
-      update = 0 where v = 0
-  With settings, in a run of T steps and n matrices (two or more axes):
+     update = 0 where v = 0
+   With settings, in a run of T steps and n matrices (two or more axes):
      depth: update *= sqrt(4 / n)
      horizon: update *= min(1, (t + 1) / (0.05 T)) * left^power
                         * (T / 1000)^-0.3, where left = 1 - t / T
