@@ -13,6 +13,7 @@ import test_golden
 
 from experiments.robustness import contract
 from learned_opt import optimizers
+import mulo
 from mulo import testing
 from mulo.testing import devices
 from mulo.testing import transforms
@@ -44,6 +45,12 @@ def test_bfloat16_statistics_stay(name, tmp_path):
 def test_newton_schulz_on_explicit_axes(tmp_path):
   devices.sharding_explicit(
       contract.learned("mulo", tmp_path, newton_schulz=1))
+
+
+def test_zero_gradients_with_trained_weights():
+  """Untrained, mulo is Adam; trained, its MLP answers to its biases, too."""
+  tx = mulo.load("mulo-s-sp", num_steps=100)
+  CHECKS["zero_gradients"](lambda: tx)
 
 
 def make(update, init=lambda params: optax.EmptyState()):
