@@ -13,7 +13,7 @@ import numpy as np
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
-from learned_opt.update import velo_features
+from learned_opt.optimizers.shared import velo_features
 
 Shape = tuple[int, ...]
 

@@ -32,12 +32,12 @@ import optax
 
 from learned_opt import base
 from learned_opt.update import accumulators
-from learned_opt.update import loss_features
-from learned_opt.update import lstm
+from learned_opt.optimizers.shared import loss_features
+from learned_opt.optimizers.shared import lstm
 from learned_opt.update import mlp
 from learned_opt.update import per_parameter
 from learned_opt.update import sharding
-from learned_opt.update import velo_features
+from learned_opt.optimizers.shared import velo_features
 
 SECOND_DECAY = 0.999
 MILESTONES = np.array(
@@ -90,10 +90,10 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, interpolation=interpolation)
   base.check_sizes(lstm_hidden=lstm_hidden, bank=bank)
-  states = per_parameter.Statistics(accumulators.init)
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     _check_num_steps(num_steps)
+    states = per_parameter.Statistics(accumulators.init, stacks=stacks)
 
     def step_one(grad, param, acc, step, context):
       weights, rate = context
@@ -113,7 +113,7 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
       step, loss = sharding.whole(
           lambda: (jnp.zeros([], jnp.int32), loss_features.init()), params)
       return State(step, statistics,
-                   lstm.start(theta["initial"], params), loss)
+                   lstm.start(theta["initial"], states, params), loss)
 
     def update(grads, state, params=None, *, value=None, **extra_args):
       del extra_args
@@ -128,8 +128,8 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
         tensors = states.measure(_statistics, (params,), state.statistics)
         rows = _lstm_step(
             theta, jnp.concatenate([time, progress]), tensors, lstm.State(
-                *[per_parameter.rows(x, params) for x in state.lstm]))
-        cells = lstm.State(*[per_parameter.from_rows(new, x, params)
+                *[states.rows(x, params) for x in state.lstm]))
+        cells = lstm.State(*[states.from_rows(new, x, params)
                              for new, x in zip(rows, state.lstm)])
         # One MLP and one learning rate for each of n parameters.
         mixed = _mix(theta, rows.hidden, interpolation / bank)  # [n, ...]

@@ -29,6 +29,7 @@ from learned_opt.scaling import residual_depth
 
 Shape = base_lib.Shape
 T = TypeVar("T")
+path_of = base_lib.path_of
 
 # Arguments of `infer` that say what shapes do not say. Whatever takes
 # base_shapes takes these arguments, too.
@@ -131,18 +132,6 @@ def by_path(tree: Any) -> dict[str, Shape]:
           if hasattr(x, "shape")}
 
 
-def path_of(path: tuple[Any, ...]) -> str:
-  """Return the keys of a tree joined by "/".
-
-  The last key of a flax nnx variable, "value", is left out: it is missing
-  inside of nnx's own optimizer.
-  """
-  if len(path) > 1 and isinstance(
-      path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-    path = path[:-1]
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
           deeper_shapes: Any = None, base_depth: int = 1,
           overrides: Mapping[str, str | Override] | None = None,
@@ -195,9 +184,7 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   _check(shapes, bases, delta_shapes)
   _check_extra(params, shapes, bases)
   declared = _declared(overrides or {}, bases)
-  depths, stacks = ({}, {}) if deeper_shapes is None else residual_depth.find(
-      bases, by_path(deeper_shapes), {
-          path for path, x in declared.items() if x.depth is not None})
+  depths, found = _blocks(bases, deeper_shapes, declared)
   kernels = _kernels_with_bias(bases)
   infos: dict[str, ParamInfo] = {}
   for path, shape in shapes.items():
@@ -205,19 +192,44 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
     pairs, is_bias = _pairs(path, kernels, (bases, deltas))
     evidence = axis_rules.Evidence(
         shape, bases[path], deltas.get(path, shape), path=path,
-        stack=override.stack or stacks.get(path, ()), layout=layout,
+        stack=override.stack or found.get(path, ()), layout=layout,
         role=override.role, inputs=override.inputs, outputs=override.outputs,
         pairs=pairs, is_bias=is_bias)
     try:
       info = _param_info(evidence)
     except ValueError as e:
       raise ValueError(f"Parameter {path}: {e}") from e
-    depth = _depth(path, shape, override, depths, stacks)
+    depth = _depth(path, shape, override, depths, found)
     infos[path] = info if depth is None else info._replace(
         depth=depth, base_depth=base_depth)
   if readout:
     _check_readout(infos)
   return infos
+
+
+def stacks(base_shapes: Any, *, deeper_shapes: Any = None,
+           overrides: Mapping[str, str | Override] | None = None
+           ) -> dict[str, tuple[int, ...]]:
+  """Return {path: axes of the stack} of parameters that hold several layers.
+
+  Arguments are those of `infer`, and so are the errors.
+  """
+  bases = by_path(base_shapes)
+  declared = _declared(overrides or {}, bases)
+  _, found = _blocks(bases, deeper_shapes, declared)
+  axes = found | {path: x.stack for path, x in declared.items() if x.stack}
+  return {path: axis_rules.from_front(x, len(bases[path]))
+          for path, x in axes.items()}
+
+
+def _blocks(bases: dict[str, Shape], deeper_shapes: Any,
+            declared: dict[str, Override]
+            ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+  """Return what `residual_depth.find` returns, empty without deeper_shapes."""
+  if deeper_shapes is None:
+    return {}, {}
+  return residual_depth.find(bases, by_path(deeper_shapes), {
+      path for path, x in declared.items() if x.depth is not None})
 
 
 def _check_extra(params: Any, shapes: dict[str, Shape],
