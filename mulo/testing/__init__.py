@@ -10,8 +10,8 @@ With pytest, three lines test an optimizer:
 `optax.GradientTransformation`. A check calls the factory without arguments, or
 with learning_rate, weight_decay, base_shapes or deeper_shapes (see `mulo.load`)
 if the factory has parameters of these names. Updates must be proportional to
-the learning rate. A factory should return the same object from each call without arguments:
-the checks then share compiled programs.
+the learning rate. A factory should return the same object from each call
+without arguments: the checks then share compiled programs.
 
 A check that fails raises AssertionError, with a message about the fault. A
 check that cannot run raises `unittest.SkipTest`, which pytest reports as
