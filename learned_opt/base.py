@@ -17,11 +17,11 @@ class LearnedOptimizer(NamedTuple):
 
   Attributes:
     init: `init(key) -> theta`, a pytree (nested dicts) of float32 arrays.
-    opt_fn: `opt_fn(theta, *, num_steps=None, stacks=None)` returns an
+    opt_fn: `opt_fn(theta, *, num_steps=None, kinds=None)` returns an
       `optax.GradientTransformationExtraArgs` whose `update` needs `params`.
       `num_steps` is the horizon (inner steps), for optimizers that use it.
-      `stacks` are {path: axes} of parameters that hold several layers, see
-      `learned_opt.stacks`; the argument may be missing.
+      `kinds` tells what is known about parameters, see `learned_opt.kinds`;
+      the argument may be missing.
   """
 
   init: Callable[[jax.Array], Theta]

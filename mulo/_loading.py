@@ -13,7 +13,7 @@ import jax
 import optax
 
 from learned_opt import artifact as artifact_lib
-from learned_opt import stacks as stacks_lib
+from learned_opt import kinds as kinds_lib
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles
@@ -154,7 +154,8 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
   warnings.check_horizon(artifact, name_or_path, num_steps)
   tx = optax.chain(
       *_learned_links(artifact, name_or_path, num_steps, scaling),
-      *_rate_links(weight_decay, learning_rate, _stacks(**scaling)))
+      *_rate_links(
+          weight_decay, learning_rate, _kinds(artifact, **scaling)))
   return _loaded(tx, artifact, name_or_path, scaling)
 
 
@@ -173,9 +174,9 @@ def _learned_links(
     ValueError: base_shapes are missing.
   """
   theta = jax.tree.map(jax.numpy.asarray, artifact.theta)
-  stacks = _stacks(**scaling)
+  kinds = _kinds(artifact, **scaling)
   learned = artifact.lopt.opt_fn(
-      theta, num_steps=num_steps, **({"stacks": stacks} if stacks else {}))
+      theta, num_steps=num_steps, **({"kinds": kinds} if kinds else {}))
   parametrization = parametrizations.get(artifact.parametrization)
   if not parametrization.needs_base_shapes:
     return [learned]
@@ -189,19 +190,28 @@ def _learned_links(
       parametrization, **scaling)]
 
 
-def _stacks(base_shapes: Any, *, deeper_shapes: Any = None,
-            overrides: Any = None, **_: Any) -> dict[str, tuple[int, ...]]:
-  """Return {path: axes} of parameters that hold several layers; see `load`."""
-  if base_shapes is not None:
-    return roles.stacks(
-        base_shapes, deeper_shapes=deeper_shapes, overrides=overrides)
-  if deeper_shapes is not None or overrides:
-    raise ValueError("deeper_shapes and overrides need base_shapes, the "
-                     "parameter shapes of the same network at another width.")
-  return {}
+def _kinds(artifact: artifact_lib.Artifact, base_shapes: Any, forward: bool,
+           **inference: Any) -> kinds_lib.Kinds | None:
+  """Return what is known about parameters, None if nothing is; see `load`."""
+  del forward
+  if base_shapes is None:
+    if inference:
+      raise ValueError(
+          f"{', '.join(inference)} need base_shapes, the parameter shapes of "
+          "the same network at another width.")
+    return None
+  if parametrizations.get(artifact.parametrization).needs_base_shapes:
+    return multipliers.kinds(base_shapes, **inference)
+  # Roles do not matter, and base_shapes may be those of the network itself.
+  stacks = roles.stacks(base_shapes, **{
+      name: x for name, x in inference.items()
+      if name in ("deeper_shapes", "overrides")})
+  kinds = {path: kinds_lib.Kind(axes) for path, axes in stacks.items()}
+  return (lambda tree: kinds) if kinds else None
 
 
-def _rate_links(weight_decay: Any, learning_rate: Any, stacks: stacks_lib.Stacks
+def _rate_links(weight_decay: Any, learning_rate: Any,
+                kinds: kinds_lib.Kinds | None
                 ) -> list[optax.GradientTransformation]:
   """Return the links for weight decay and learning rate; see `load`."""
   rates.check("learning_rate", learning_rate)
@@ -209,7 +219,7 @@ def _rate_links(weight_decay: Any, learning_rate: Any, stacks: stacks_lib.Stacks
   # Negative: learned updates are added, and no later link changes the sign.
   negative = (lambda step: -weight_decay(step)) if callable(
       weight_decay) else -weight_decay
-  return [rates.add_decay(negative, functools.partial(_is_matrix, stacks)),
+  return [rates.add_decay(negative, functools.partial(_is_matrix, kinds)),
           optax.scale_by_learning_rate(learning_rate, flip_sign=False)]
 
 
@@ -235,10 +245,10 @@ def _check_num_steps(artifact: artifact_lib.Artifact, name: Any,
                        f"least 1, got {num_steps!r}.")
 
 
-def _is_matrix(stacks: stacks_lib.Stacks, params: Any) -> Any:
+def _is_matrix(kinds: kinds_lib.Kinds | None, params: Any) -> Any:
   """Return a tree like params: 1 for two axes or more, otherwise 0."""
-  return stacks_lib.tree_map(
-      lambda p, axes: float(p.ndim - len(axes) >= 2), params, stacks)
+  return kinds_lib.tree_map(
+      lambda p, kind: float(p.ndim - len(kind.stack) >= 2), params, kinds)
 
 
 class _Loaded(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -263,14 +273,14 @@ def _loaded(
     scaling: see `_learned_links`.
   """
   parametrization = parametrizations.get(artifact.parametrization)
-  stacks = _stacks(**scaling)
+  kinds = _kinds(artifact, **scaling)
   # Without multipliers, `load` ignores base_shapes, and so does the warning.
   if not parametrization.needs_base_shapes:
     scaling["base_shapes"] = None
 
   def init(params: optax.Params) -> optax.OptState:
     state = tx.init(params)
-    if not stacks:
+    if not any(kinds_lib.stacks(params, kinds)):
       warnings.check_stacks(params)
     warnings.check_width(artifact, name, params, scaling["base_shapes"])
     return state

@@ -20,7 +20,7 @@ import warnings
 import jax
 
 from learned_opt import artifact as artifact_lib
-from learned_opt import stacks
+from learned_opt import kinds
 from learned_opt.scaling import fan
 
 WIDTH_FACTOR = 64
@@ -70,7 +70,7 @@ def check_stacks(params: Any) -> None:
   Args:
     params: of the network at hand; none of them is declared to be a stack.
   """
-  found = stacks.likely(params)
+  found = kinds.likely(params)
   if found:
     path, axes = next(iter(found.items()))
     warnings.warn(

@@ -249,13 +249,13 @@ def make(step_mult: float = 0.1) -> base.LearnedOptimizer:
   def init(key):
     return {"log_step": jnp.zeros(2)}
 
-  def opt_fn(theta, *, num_steps=None, stacks=None):
+  def opt_fn(theta, *, num_steps=None, kinds=None):
     def step_one(grad, param, momentum, step):
       momentum = 0.9 * momentum + grad
       size = step_mult * jnp.exp(theta["log_step"][min(grad.ndim, 2) - 1])
       return -size * jnp.sign(momentum), momentum
 
-    return per_parameter.transformation(jnp.zeros, step_one, stacks=stacks)
+    return per_parameter.transformation(jnp.zeros, step_one, kinds=kinds)
 
   return base.LearnedOptimizer(init, opt_fn)
 '''

@@ -7,10 +7,13 @@ import optax
 import pytest
 
 from learned_opt import optimizers
-from learned_opt import stacks
+from learned_opt import kinds as kinds_lib
 from learned_opt.update import blocks
 import mulo
 from mulo import testing
+
+
+KINDS = lambda tree: {"w": kinds_lib.Kind(stack=(0, 2))}
 
 
 def normal(seed, *shape):
@@ -21,10 +24,10 @@ def normal(seed, *shape):
     ((0,), (3, 4, 5)), ((1,), (4, 3, 5)), ((0, 2), (3, 4, 2, 5)), ((0,), (3,))])
 def test_front_and_back(axes, shape):
   x = normal(0, *shape)
-  front = stacks.to_front(x, shape, axes)
+  front = kinds_lib.to_front(x, shape, axes)
   assert front.shape == (np.prod([shape[i] for i in axes]),
-                         *stacks.layer_shape(shape, axes))
-  np.testing.assert_array_equal(stacks.from_front(front, shape, axes), x)
+                         *kinds_lib.layer_shape(shape, axes))
+  np.testing.assert_array_equal(kinds_lib.from_front(front, shape, axes), x)
 
 
 @pytest.mark.parametrize("name, settings", [
@@ -51,11 +54,11 @@ def test_large_stacks_are_those_of_lists(name, settings, monkeypatch):
   expected, _ = run(split(params), split(grads))
   for size in (10**6, 10):
     monkeypatch.setattr(blocks, "default_size", lambda: size)
-    updates, state = run(params, grads, stacks={"w": (0, 2)})
+    updates, state = run(params, grads, kinds=KINDS)
     for x, y in zip(jax.tree.leaves(split(updates)), jax.tree.leaves(expected)):
       np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
     again = jax.tree.map(jnp.shape, lopt.opt_fn(
-        theta, num_steps=10, stacks={"w": (0, 2)}).init(params))
+        theta, num_steps=10, kinds=KINDS).init(params))
     assert again == jax.tree.map(jnp.shape, state)
 
 
@@ -111,7 +114,7 @@ def test_stacks_need_base_shapes():
     {"lora": {"a": (8, 2), "b": (2, 8)}}, {}])
 def test_ordinary_layers_are_no_stacks(params):
   tree = jax.tree.map(jnp.ones, params, is_leaf=lambda x: isinstance(x, tuple))
-  assert not stacks.likely(tree)
+  assert not kinds_lib.likely(tree)
 
 
 @pytest.mark.parametrize("params, axis", [
@@ -121,8 +124,8 @@ def test_ordinary_layers_are_no_stacks(params):
       "wo": {"kernel": (16, 3, 8)}}, 1)])
 def test_stacks_are_recognised(params, axis):
   tree = jax.tree.map(jnp.ones, params, is_leaf=lambda x: isinstance(x, tuple))
-  assert set(stacks.likely(tree).values()) == {(axis,)}
-  assert len(stacks.likely(tree)) == len(jax.tree.leaves(tree))
+  assert set(kinds_lib.likely(tree).values()) == {(axis,)}
+  assert len(kinds_lib.likely(tree)) == len(jax.tree.leaves(tree))
 
 
 def test_the_check_sees_one_unit_for_all_layers():

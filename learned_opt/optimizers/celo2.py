@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base
-from learned_opt import stacks as stacks_lib
+from learned_opt import kinds as kinds_lib
 from learned_opt.update import accumulators
 from learned_opt.optimizers.shared import lstm
 from learned_opt.update import mlp
@@ -85,7 +85,7 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
       theta |= {f"{kind}{i}": x for kind, x in layer.items()}
     return theta
 
-  def opt_fn(theta, *, num_steps=None, stacks=None):
+  def opt_fn(theta, *, num_steps=None, kinds=None):
     del num_steps
 
     def step_one(grad, param, acc, step):
@@ -98,13 +98,13 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
       return -step_mult * change * jax.lax.rsqrt(EPSILON + square), acc
 
     learned = per_parameter.transformation(
-        accumulators.init, step_one, in_turn=newton_schulz > 0, stacks=stacks)
+        accumulators.init, step_one, in_turn=newton_schulz > 0, kinds=kinds)
     if not adam:
       return learned
-    rank = lambda x, axes: getattr(x, "ndim", 0) - len(axes)
-    labels = lambda tree: stacks_lib.tree_map(
-        lambda x, axes: "learned" if rank(x, axes) > 1 else "adam", tree,
-        stacks)
+    rank = lambda x, kind: getattr(x, "ndim", 0) - len(kind.stack)
+    labels = lambda tree: kinds_lib.tree_map(
+        lambda x, kind: "learned" if rank(x, kind) > 1 else "adam", tree,
+        kinds)
     return optax.partition(
         {"learned": learned, "adam": _adam(step_mult * adam_mult)}, labels)
 

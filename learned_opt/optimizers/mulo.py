@@ -143,7 +143,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
   init = functools.partial(
       _init, hidden=hidden, horizon=horizon, exp_mult=exp_mult)
 
-  def opt_fn(theta, *, num_steps=None, stacks=None):
+  def opt_fn(theta, *, num_steps=None, kinds=None):
     decays = _decays(theta)
 
     def step_one(depth_mult, grad, param, state, step):
@@ -168,12 +168,12 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
         jnp.float32(0), accumulators.init(shape, accumulator_dtype))
     transformation = lambda depth_mult: per_parameter.transformation(
         init_one, functools.partial(step_one, depth_mult), newton_schulz > 0,
-        stacks)
+        kinds)
 
     def update(grads, state, params=None, **extra_args):
       # The number of matrices is known only here, from the tree.
       matrices = sum(
-          len(shape) > 1 for shape in per_parameter.shapes(grads, stacks))
+          len(shape) > 1 for shape in per_parameter.shapes(grads, kinds))
       depth_mult = (max(matrices, 1) / DEPTH)**-DEPTH_POWER if depth else 1.0
       return transformation(depth_mult).update(
           grads, state, params, **extra_args)

@@ -101,9 +101,9 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
         "controls": {"w": zeros(lstm_hidden, len(NAMES)),
                      "b": zeros(len(NAMES))}}
 
-  def opt_fn(theta, *, num_steps=None, stacks=None):
+  def opt_fn(theta, *, num_steps=None, kinds=None):
     del num_steps
-    states = per_parameter.Statistics(_init_one, stacks=stacks)
+    states = per_parameter.Statistics(_init_one, kinds=kinds)
 
     def start(params):
       moments = states.init(params)
@@ -147,9 +147,9 @@ def _init_one(shape) -> Moments:
   return Moments(*(jnp.zeros(shape, jnp.float32) for _ in range(2)))
 
 
-def _step_one(grad, param, state, step, hyperparameters):
+def _step_one(grad, param, state, step, hyperparameters, kind):
   """Return (Adam's update, new moments); formulas in the module docstring."""
-  del param, step
+  del param, step, kind
   grad = _clip(grad)
   rate, one_minus_b1, one_minus_b2, epsilon = jnp.exp(LOG_UNIT * jnp.clip(
       hyperparameters, LIMITS[0], LIMITS[1]))
@@ -183,7 +183,7 @@ def _statistics(param, grad, moments):
 def _features(states, params, grads, moments, hyperparameters):
   """Return the input of the LSTM, [n, 19]."""
   features = states.measure(_statistics, (params, grads), moments)
-  shapes = per_parameter.shapes(params, states.stacks)
+  shapes = per_parameter.shapes(params, states.kinds)
   rank = np.array([len(shape) for shape in shapes])
   features["is_scalar"] = np.where(rank == 0, 1, -1)
   features["is_bias"] = np.where(rank == 1, 1, -1)

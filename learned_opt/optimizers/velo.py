@@ -91,11 +91,11 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
                      exp_mult=exp_mult, interpolation=interpolation)
   base.check_sizes(lstm_hidden=lstm_hidden, bank=bank)
 
-  def opt_fn(theta, *, num_steps=None, stacks=None):
+  def opt_fn(theta, *, num_steps=None, kinds=None):
     _check_num_steps(num_steps)
-    states = per_parameter.Statistics(accumulators.init, stacks=stacks)
+    states = per_parameter.Statistics(accumulators.init, kinds=kinds)
 
-    def step_one(grad, param, acc, step, context):
+    def step_one(grad, param, acc, step, context, _):
       weights, rate = context
       acc, grad = velo_features.accumulate(acc, grad, SECOND_DECAY, step)
       features = velo_features.make(

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from learned_opt import base
+from learned_opt import kinds as kinds_lib
 from learned_opt.scaling import roles as roles_lib
 
 
@@ -107,6 +108,20 @@ def map_roles(fn: Callable[[roles_lib.ParamInfo], Any], tree: Any,
   infos = roles_lib.infer(tree, base_shapes, **inference)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: fn(infos[roles_lib.path_of(path)]), tree)
+
+
+def kinds(base_shapes: Any, **inference: Any) -> kinds_lib.Kinds:
+  """Return what shapes and declarations tell about parameters.
+
+  Args:
+    base_shapes: see `learned_opt.scaling.roles.infer`.
+    **inference: further arguments of `learned_opt.scaling.roles.infer`. A
+      network without a readout is no error unless `readout` is True.
+  """
+  inference = {"readout": False, **inference}
+  return lambda tree: {
+      path: kinds_lib.Kind(info.stack, info.role, info.outputs)
+      for path, info in roles_lib.infer(tree, base_shapes, **inference).items()}
 
 
 def scale_by_role(fn: Callable[[roles_lib.ParamInfo], float], base_shapes: Any,

@@ -7,7 +7,7 @@ Small parameters of one shape and dtype are stacked and go through one copy of
 the rule, so that programs and the number of kernels stay small. Large
 parameters go through the rule one after the other, because stacking them would
 copy them. XLA compiles the kernels of equal shapes only once. Layers of a stack
-(`learned_opt.stacks`) go through the rule likewise, large ones in a loop.
+(`learned_opt.kinds`) go through the rule likewise, large ones in a loop.
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base
-from learned_opt import stacks as stacks_lib
+from learned_opt import kinds as kinds_lib
 from learned_opt.update import groups
 from learned_opt.update import sharding
 
@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 def transformation(
     init_one: Callable, step_one: Callable, in_turn: bool = False,
-    stacks: stacks_lib.Stacks | None = None
+    kinds: kinds_lib.Kinds | None = None
     ) -> optax.GradientTransformationExtraArgs:
   """Return an optax transformation made of an update rule of one parameter.
 
@@ -48,17 +48,17 @@ def transformation(
     step_one: `(grad, param, state, step) -> (update, state)`, float32, with
       `step` the number of steps taken before this step. Scalars come as [1].
     in_turn: see `Statistics`.
-    stacks: see `Statistics`.
+    kinds: see `Statistics`.
 
   Returns:
     A transformation whose updates have the dtype of the gradients. Its
     `update` raises ValueError without `params`, or if the state was made for
     other parameters.
   """
-  states = Statistics(init_one, in_turn, stacks)
+  states = Statistics(init_one, in_turn, kinds)
 
-  def without_context(grad, param, state, step, context):
-    del context
+  def without_context(grad, param, state, step, context, kind):
+    del context, kind
     return step_one(grad, param, state, step)
 
   def init(params):
@@ -85,13 +85,15 @@ class Statistics:
     in_turn: whether large parameters of one shape are updated strictly one
       after the other. It takes longer, and the memory for intermediate arrays
       is that of one parameter.
-    stacks: parameters whose layers are parameters of their own, see
-      `learned_opt.stacks`. Below, a parameter is a single one or such a layer.
+    kinds: what is known about parameters, see `learned_opt.kinds`. Below, a
+      parameter is a single one or a layer of a stack.
+    by_role: whether the update depends on more of a kind than the stack.
   """
 
   def __init__(self, init_one: Callable, in_turn: bool = False,
-               stacks: stacks_lib.Stacks | None = None):
-    self._init_one, self._in_turn, self.stacks = init_one, in_turn, stacks
+               kinds: kinds_lib.Kinds | None = None, by_role: bool = False):
+    self._init_one, self._in_turn, self.kinds = init_one, in_turn, kinds
+    self._by_role = by_role
     self._structure: Any = jax.tree.structure(self._shapes(()))
 
   def init(self, params: Any) -> Any:
@@ -106,7 +108,7 @@ class Statistics:
     check_arrays(params)
 
     def field(i):
-      axes = iter(stacks_lib.axes_of(params, self.stacks))
+      axes = iter(kinds_lib.stacks(params, self.kinds))
 
       def make(param):
         own = next(axes)
@@ -135,7 +137,7 @@ class Statistics:
       if p.shape != g.shape:
         raise ValueError(f"The gradient of {name} has the shape {g.shape}, the "
                          f"parameter has {p.shape}.")
-    axes = stacks_lib.axes_of(params, self.stacks)
+    axes = kinds_lib.stacks(params, self.kinds)
     wanted = {
         name: [x.shape for x in jax.tree.leaves(self._shapes(p.shape, own))]
         for (name, p), own in zip(_named(params).items(), axes)}
@@ -162,8 +164,8 @@ class Statistics:
     """Return updates and states after one step of all parameters.
 
     Args:
-      step_one: `(grad, param, state, step, context) -> (update, state)`, see
-        `transformation`.
+      step_one: `(grad, param, state, step, context, kind) -> (update, state)`,
+        see `transformation`; kind: see `learned_opt.kinds`.
       grads: tree of arrays.
       params: see `matched`.
       statistics: see `State`.
@@ -175,22 +177,27 @@ class Statistics:
       (updates, with the dtypes of the gradients; new states).
     """
     leaves, treedef = jax.tree.flatten(grads)
-    axes = stacks_lib.axes_of(grads, self.stacks)
+    kinds = kinds_lib.of(grads, self.kinds)
+    axes = [kind.stack for kind in kinds]
+    if not self._by_role:
+      kinds = [kinds_lib.Kind(own) for own in axes]
     params, updates = jax.tree.leaves(params), list(leaves)
     states = self._states(statistics, params, axes)
-    front = lambda x, i: stacks_lib.to_front(x, x.shape, axes[i]) if (
+    front = lambda x, i: kinds_lib.to_front(x, x.shape, axes[i]) if (
         axes[i]) else x
     rows = self._rows(params, axes)
-    for members in _groups(params, axes):
+    for members in _groups(params, kinds):
+      kind = kinds[members[0]]
       each = [(front(leaves[i], i), front(params[i], i), states[i],
                jax.tree.map(lambda x: x[rows[i]], context)) for i in members]
       results = groups.apply(
-          step_one, each, step, self._in_turn, bool(axes[members[0]]))
+          lambda *args: step_one(*args, kind), each, step, self._in_turn,
+          bool(kind.stack))
       for i, (change, state) in zip(members, results):
         shape = leaves[i].shape
         if axes[i]:
-          layer = stacks_lib.layer_shape(shape, axes[i])
-          change = stacks_lib.from_front(
+          layer = kinds_lib.layer_shape(shape, axes[i])
+          change = kinds_lib.from_front(
               change.reshape(-1, *layer), shape, axes[i])
         updates[i] = change.reshape(shape).astype(leaves[i].dtype)
         states[i] = state
@@ -212,13 +219,13 @@ class Statistics:
       the tree.
     """
     leaves = [jax.tree.leaves(tree) for tree in trees]
-    axes = stacks_lib.axes_of(trees[0], self.stacks)
+    axes = kinds_lib.stacks(trees[0], self.kinds)
     states = self._states(statistics, leaves[0], axes)
     measured: dict[int, Any] = {}
     for members in _groups(leaves[0], axes):
       own = axes[members[0]]
       one = lambda args: fn(*map(groups.wide, args[0]), args[1])
-      front = lambda x: stacks_lib.to_front(x, x.shape, own) if own else x
+      front = lambda x: kinds_lib.to_front(x, x.shape, own) if own else x
       each = [([front(tree[i]) for tree in leaves], states[i])
               for i in members]
       large = groups.are_large(each, bool(own))
@@ -237,10 +244,10 @@ class Statistics:
       make: returns the array, [n]. Of k layers, the tree has [k, n].
       params: tree of arrays, possibly in boxes.
     """
-    axes = iter(stacks_lib.axes_of(params, self.stacks))
+    axes = iter(kinds_lib.stacks(params, self.kinds))
 
     def one(param):
-      sizes = stacks_lib.sizes(param.shape, next(axes))
+      sizes = kinds_lib.sizes(param.shape, next(axes))
       return sharding.whole(
           lambda: jnp.broadcast_to(make(), (*sizes, *make().shape)), params)
 
@@ -260,7 +267,7 @@ class Statistics:
   def from_rows(self, new: jax.Array, tree: Any, params: Any) -> Any:
     """Return `tree` with the rows [k, n] of parameters with elements."""
     leaves, treedef = jax.tree.flatten(tree)
-    axes = stacks_lib.axes_of(params, self.stacks)
+    axes = kinds_lib.stacks(params, self.kinds)
     for i, own in self._rows(jax.tree.leaves(params), axes).items():
       leaves[i] = new[own].reshape(leaves[i].shape)
     return jax.tree.unflatten(treedef, leaves)
@@ -269,21 +276,21 @@ class Statistics:
     """Return {index of a leaf with elements: its row, or its rows}."""
     rows, start = {}, 0
     for i in filled(params):
-      count = math.prod(stacks_lib.sizes(params[i].shape, axes[i]))
+      count = math.prod(kinds_lib.sizes(params[i].shape, axes[i]))
       rows[i] = slice(start, start + count) if axes[i] else start
       start += count
     return rows
 
   def _new(self, shape, axes):
     """Return the first state of one leaf, see `_shapes`."""
-    layer = stacks_lib.layer_shape(shape, axes)
+    layer = kinds_lib.layer_shape(shape, axes)
     one = self._init_one(layer or (1,))
     if not layer:  # The state of a scalar is scalar.
       one = jax.tree.map(lambda x: x.reshape(()), one)
     if not axes:
       return one
-    count = math.prod(stacks_lib.sizes(shape, axes))
-    return jax.tree.map(lambda x: stacks_lib.from_front(
+    count = math.prod(kinds_lib.sizes(shape, axes))
+    return jax.tree.map(lambda x: kinds_lib.from_front(
         jnp.broadcast_to(x, (count, *x.shape)), shape, axes), one)
 
   def _shapes(self, shape, axes=()):
@@ -305,12 +312,12 @@ class Statistics:
     columns = [jax.tree.leaves(tree) for tree in self._fields(statistics)]
 
     def state(i, param):
-      layer = stacks_lib.layer_shape(param.shape, axes[i])
+      layer = kinds_lib.layer_shape(param.shape, axes[i])
       shapes = jax.tree.leaves(
           jax.eval_shape(lambda: self._init_one(layer or (1,))))
       arrays = [column[i] for column in columns]
       if axes[i]:
-        arrays = [stacks_lib.to_front(x, param.shape, axes[i]) for x in arrays]
+        arrays = [kinds_lib.to_front(x, param.shape, axes[i]) for x in arrays]
       lead = lambda x: x.shape[:1] if axes[i] else ()
       return jax.tree.unflatten(self._structure, [
           x.reshape(*lead(x), *s.shape) for x, s in zip(arrays, shapes)])
@@ -320,7 +327,7 @@ class Statistics:
   def _joined(self, statistics, states, params, axes):
     """Return statistics, with their trees and shapes, from a list of states."""
     columns = list(zip(*map(jax.tree.leaves, states)))
-    layers = [stacks_lib.layer_shape(p.shape, own)
+    layers = [kinds_lib.layer_shape(p.shape, own)
               for p, own in zip(params, axes)]
 
     def joined(i, tree):
@@ -329,7 +336,7 @@ class Statistics:
       for j, own in enumerate(axes):
         x = new[j]
         if own:
-          x = stacks_lib.from_front(
+          x = kinds_lib.from_front(
               x if layers[j] else x.reshape(-1), params[j].shape, own)
         new[j] = x.reshape(old[j].shape)
       return jax.tree.unflatten(treedef, new)
@@ -338,12 +345,12 @@ class Statistics:
         joined(i, tree) for i, tree in enumerate(self._fields(statistics))])
 
 
-def shapes(params: Any, stacks: stacks_lib.Stacks | None = None
+def shapes(params: Any, kinds: kinds_lib.Kinds | None = None
            ) -> list[base.Shape]:
   """Return the shape of each parameter with elements, layers of stacks too."""
-  return [stacks_lib.layer_shape(x.shape, axes) for x, axes in zip(
-      jax.tree.leaves(params), stacks_lib.axes_of(params, stacks)) if x.size
-          for _ in range(math.prod(stacks_lib.sizes(x.shape, axes)))]
+  return [kinds_lib.layer_shape(x.shape, axes) for x, axes in zip(
+      jax.tree.leaves(params), kinds_lib.stacks(params, kinds)) if x.size
+          for _ in range(math.prod(kinds_lib.sizes(x.shape, axes)))]
 
 
 def filled(params: Any) -> list[int]:
@@ -378,10 +385,10 @@ def check_arrays(params):
           "optax.masked.")
 
 
-def _groups(params, axes) -> list[list[int]]:
-  """Return indices of leaves with elements, by dtype, shape and stack."""
+def _groups(params, keys) -> list[list[int]]:
+  """Return indices of leaves with elements, by dtype, shape and key."""
   groups: dict[Any, list[int]] = {}
   for i in filled(params):
     groups.setdefault(
-        (params[i].dtype, params[i].shape, axes[i]), []).append(i)
+        (params[i].dtype, params[i].shape, keys[i]), []).append(i)
   return list(groups.values())

@@ -178,8 +178,10 @@ def _mesh_of(arrays):
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
   """Return the optimizer with updates that work on meshes of explicit axes."""
 
-  def opt_fn(theta, *, num_steps=None, **settings):
-    tx = lopt.opt_fn(theta, num_steps=num_steps, **settings)
+  def opt_fn(theta, *, num_steps=None, kinds=None):
+    # An optimizer that looks at shapes alone may lack the argument.
+    told: Any = {} if kinds is None else {"kinds": kinds}
+    tx = lopt.opt_fn(theta, num_steps=num_steps, **told)
 
     def update(grads, state, params=None, **extra_args):
       typed = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
@@ -198,7 +200,7 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
       def compute(arrays):
         theta, num_steps, *args, extra_args = jax.tree.unflatten(
             treedef, [arrays.get(i, x) for i, x in enumerate(leaves)])
-        return lopt.opt_fn(theta, num_steps=num_steps, **settings).update(
+        return lopt.opt_fn(theta, num_steps=num_steps, **told).update(
             *args, **extra_args)
 
       # Updates and new state are split like gradients and state.

@@ -1,10 +1,12 @@
-"""Stacks: parameters of several layers in one array, as flax's nn.scan makes.
+"""What an optimizer is told about parameters besides their shapes.
 
-A layer of a stack is treated as a parameter of its own: the axes of the stack
-count the layers, experts or copies, and the other axes are those of one layer.
+A parameter may be a stack: several layers in one array, as flax's nn.scan
+makes. A layer of a stack is treated as a parameter of its own: the axes of the
+stack count the layers, experts or copies, and the other axes are those of one
+layer.
 """
 
-from typing import Any, Callable, Mapping, TypeAlias
+from typing import Any, Callable, Mapping, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +14,45 @@ import jax.numpy as jnp
 from learned_opt import base
 
 Axes: TypeAlias = tuple[int, ...]
-Stacks: TypeAlias = Mapping[str, Axes]  # {path: axes of the stack}, all >= 0
 
 
-def axes_of(tree: Any, stacks: Stacks | None) -> list[Axes]:
-  """Return the axes of the stack for each leaf; () for a single parameter.
+class Kind(NamedTuple):
+  """What is known about one parameter.
 
-  Args:
-    tree: parameters, or a tree of the same structure.
-    stacks: {path, see `base.path_of`: axes}; None: there are no stacks.
+  Attributes:
+    stack: axes of the stack, counted from the front; () for a single parameter.
+    role: see `learned_opt.scaling.roles.ParamInfo`; "" if it is unknown.
+    outputs: axes of the outputs, counted from the front; the other axes that
+      are not of the stack are inputs. None: the last axis.
   """
-  return [(stacks or {}).get(base.path_of(path), ())
+
+  stack: Axes = ()
+  role: str = ""
+  outputs: Axes | None = None
+
+
+# Parameters, or a tree of the same structure -> {path, see `base.path_of`:
+# kind}; a path that is missing stands for `Kind()`.
+Kinds: TypeAlias = Callable[[Any], Mapping[str, Kind]]
+
+
+def of(tree: Any, kinds: Kinds | None) -> list[Kind]:
+  """Return the kind of each leaf; nothing is known if `kinds` is None."""
+  known = kinds(tree) if kinds else {}
+  return [known.get(base.path_of(path), Kind())
           for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def tree_map(fn: Callable[[Any, Axes], Any], tree: Any, stacks: Stacks | None
+def stacks(tree: Any, kinds: Kinds | None) -> list[Axes]:
+  """Return the axes of the stack for each leaf; () for a single parameter."""
+  return [kind.stack for kind in of(tree, kinds)]
+
+
+def tree_map(fn: Callable[[Any, Kind], Any], tree: Any, kinds: Kinds | None
              ) -> Any:
-  """Return `fn(leaf, axes of the stack)` for each leaf of the tree."""
+  """Return `fn(leaf, kind)` for each leaf of the tree."""
   leaves, treedef = jax.tree.flatten(tree)
-  return jax.tree.unflatten(treedef, map(fn, leaves, axes_of(tree, stacks)))
+  return jax.tree.unflatten(treedef, map(fn, leaves, of(tree, kinds)))
 
 
 def layer_shape(shape: base.Shape, axes: Axes) -> base.Shape:
