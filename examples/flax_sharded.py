@@ -50,9 +50,9 @@ def step(state, x, y):
 
 
 def make_state(mesh, x, width: int, num_steps: int) -> train_state.TrainState:
-  """Makes the state where it belongs: each device has its part of it."""
+  """Make the state where it belongs: each device has its part of it."""
   key = jax.random.key(0)
-  init = lambda width: Classifier(width).init(key, x)["params"]
+  init = lambda size: Classifier(size).init(key, x)["params"]
   tx = mulo.load("mulo-s", num_steps=num_steps,
                  base_shapes=mulo.scaling.base_shapes(init, width=8))
   create = lambda: train_state.TrainState.create(
@@ -63,7 +63,7 @@ def make_state(mesh, x, width: int, num_steps: int) -> train_state.TrainState:
 
 
 def main(argv: list[str]) -> None:
-  """Trains, and prints losses and the bytes of the state."""
+  """Train, and print losses and the bytes of the state."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--width", type=int, default=512)
   parser.add_argument("--num_steps", type=int, default=200)

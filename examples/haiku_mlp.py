@@ -27,7 +27,7 @@ def classifier(width: int) -> hk.Transformed:
 
 
 def main(argv: list[str]) -> None:
-  """Trains, and prints losses."""
+  """Train, and print losses."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--width", type=int, default=512)
   parser.add_argument("--num_steps", type=int, default=200)

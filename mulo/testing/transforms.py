@@ -1,6 +1,5 @@
 """Contract: the transformations of JAX."""
 
-import functools
 from typing import Any
 import warnings
 
@@ -57,14 +56,13 @@ def jit(factory: kit.Factory) -> None:
   """`jax.jit` with donation; the second call compiles nothing."""
   params, grads = kit.tree(0, kit.RANKS), kit.tree(1, kit.RANKS)
   tx = kit.make(factory, params)
-  chex.clear_trace_counter()  # it counts the calls of this check together
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  @chex.assert_max_traces(n=1)
-  def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+  def take_step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
     updates, state = tx.update(grads, state, params, value=kit.VALUE)
     return optax.apply_updates(params, updates), state
 
+  chex.clear_trace_counter()  # it counts the calls of this check together
+  step = jax.jit(chex.assert_max_traces(take_step, n=1), donate_argnums=(0, 1))
   state = tx.init(params)
   with warnings.catch_warnings():
     # JAX warns if a donated array is not used, such as one that is in the
@@ -77,7 +75,7 @@ def jit(factory: kit.Factory) -> None:
     except AssertionError as e:
       raise AssertionError("the second call was compiled again: types of the "
                            f"state changed, now {types}") from e
-  jax.block_until_ready(params)
+  jax.tree.map(lambda x: x.block_until_ready(), params)
 
 
 @kit.contract
