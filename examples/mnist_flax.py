@@ -62,7 +62,8 @@ def main(argv: list[str]) -> float:
   params = Classifier(args.width).init(key, images[:1])
   if args.adamw is None:
     # muP: shapes of the same network at another width
-    base_shapes = jax.eval_shape(Classifier(8).init, key, images[:1])
+    base_shapes = mulo.scaling.base_shapes(
+        lambda width: Classifier(width).init(key, images[:1]), width=8)
     optimizer = mulo.load(args.optimizer, base_shapes=base_shapes,
                           num_steps=args.num_steps)
   else:

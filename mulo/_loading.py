@@ -92,10 +92,10 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
   Args:
     name_or_path: see `read`.
     base_shapes: parameter shapes of the same network built at another width,
-      as `jax.eval_shape(init, key)` returns them. mulo compares the shapes at
-      the two widths to see which axes grow; `mulo.scaling.describe` prints the
-      result. Required unless the optimizer was meta-trained under the standard
-      parametrization.
+      as `mulo.scaling.base_shapes` or `jax.eval_shape` return them. mulo
+      compares the shapes at the two widths to see which axes grow;
+      `mulo.scaling.describe` prints the result. Required unless the optimizer
+      was meta-trained under the standard parametrization.
     learning_rate: multiplier of the step (1 in meta-training), or an optax
       schedule of this multiplier.
     weight_decay: number or optax schedule, see the formula; not scaled by the
@@ -185,7 +185,8 @@ def _learned_links(
         f"{name} was meta-trained under {artifact.parametrization}: "
         "load needs base_shapes, the parameter shapes of the same network "
         "at another width. For a flax module Net(width), for example: "
-        "base_shapes=jax.eval_shape(Net(width=8).init, key, example_input).")
+        "base_shapes=mulo.scaling.base_shapes("
+        "lambda width: Net(width).init(key, example_input), width=8).")
   return [learned, multipliers.scale_by_parametrization(
       parametrization, **scaling)]
 

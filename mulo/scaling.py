@@ -22,6 +22,8 @@ The forward pass stays as it is, with three exceptions:
 
 `describe` prints what was inferred about each parameter, and which of these
 exceptions apply. `infer` lists the cases in which shapes do not suffice.
+`base_shapes` makes the shapes at another width, and `scale_config` a config
+whose sizes are multiplied.
 """
 
 import functools
@@ -35,17 +37,20 @@ from learned_opt import base
 from learned_opt.scaling import multipliers as multipliers_lib
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles as roles_lib
+from mulo import _base_shapes
 from mulo import _mu_optimizers as mu_optimizers
 
 __all__ = ["Multipliers", "Override", "ParamInfo", "attention_mult",
-           "branch_mult", "describe", "infer", "mu", "mu_adamw", "mu_lion",
-           "mu_muon", "mu_sgd", "multipliers", "rescale_init",
-           "scale_gradients"]
+           "base_shapes", "branch_mult", "describe", "infer", "mu", "mu_adamw",
+           "mu_lion", "mu_muon", "mu_sgd", "multipliers", "rescale_init",
+           "scale_config", "scale_gradients"]
 
 ParamInfo = roles_lib.ParamInfo
 Override = roles_lib.Override
 Multipliers = multipliers_lib.Multipliers
 infer = roles_lib.infer
+base_shapes = _base_shapes.base_shapes
+scale_config = _base_shapes.scale_config
 mu = mu_optimizers.mu
 mu_adamw = mu_optimizers.mu_adamw
 mu_lion = mu_optimizers.mu_lion

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import chex
 import conftest
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def test_round_trip(path):
   for name in ("optimizer", "settings", "parametrization", "record",
                "licence"):
     assert getattr(actual, name) == getattr(expected, name)
-  jax.tree.map(np.testing.assert_array_equal, actual.theta, expected.theta)
+  chex.assert_trees_all_equal(actual.theta, expected.theta)
   assert set(actual.theta) == {
       "w0", "b0", "w1", "b1", "w2", "b2", "momentum_decays",
       "factored_decays", "second_decay"}
@@ -179,7 +180,7 @@ def test_retired_settings(path):
   rewrite(path, settings=old)
   artifact = mulo.read(path)
   assert artifact.settings == {"hidden": 4}
-  jax.tree.map(np.testing.assert_array_equal, artifact.theta, make().theta)
+  chex.assert_trees_all_equal(artifact.theta, make().theta)
   rewrite(path, settings=old | {"normalize": True})
   with pytest.raises(mulo.ArtifactError, match="normalize = True"):
     mulo.read(path)

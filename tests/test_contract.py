@@ -1,9 +1,12 @@
 """Every optimizer passes the optax contract, and each check can fail."""
 
 import contextlib
+import pathlib
+import subprocess
 import sys
 import unittest
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +19,10 @@ from learned_opt import optimizers
 import mulo
 from mulo import testing
 from mulo.testing import devices
+from mulo.testing import kit
 from mulo.testing import transforms
 
+ROOT = pathlib.Path(__file__).parents[1]
 CHECKS = {check.__name__: check for check in testing.CHECKS}
 
 
@@ -235,6 +240,26 @@ def test_missing_packages(monkeypatch):
   monkeypatch.setitem(sys.modules, "equinox", None)
   with pytest.raises(unittest.SkipTest, match="needs the package equinox"):
     CHECKS["equinox"](optax.sgd)
+
+
+def test_missing_chex():
+  code = "import sys; sys.modules['chex'] = None; import mulo.testing"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT,
+                        capture_output=True, text=True)
+  assert "mulo.testing needs chex: pip install chex." in done.stderr
+
+
+class Variants(chex.TestCase):
+  """One update with jit and without, and from arrays of the host or a device.
+  """
+
+  @chex.all_variants
+  def test_updates_are_the_same(self):
+    params, grads = kit.tree(0), kit.tree(1)
+    tx = kit.make(lambda base_shapes: mulo.load(
+        "mulo-s", base_shapes=base_shapes, num_steps=10), params)
+    actual, _ = self.variant(tx.update)(grads, tx.init(params), params)
+    kit.same(actual, kit.updates(tx, params, [grads])[0], "updates")
 
 
 NEW = '''

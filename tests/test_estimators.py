@@ -1,6 +1,7 @@
 """Estimators compared with exact meta-gradients, and what they keep track of.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -315,13 +316,11 @@ def test_every_estimator(name):
   keys = jax.random.split(jax.random.key(0), 3)
   state = estimator.init(keys, THETA)
   out, new = jax.jit(estimator.estimate)(keys, THETA, state, TASK.data)
-  types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-  assert types(new) == types(state)
-  assert types(out.grad) == types(THETA)
-  assert all(x.shape[0] == 3 for x in jax.tree.leaves(state))
+  chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+  chex.assert_trees_all_equal_shapes_and_dtypes(out.grad, THETA)
+  chex.assert_tree_shape_prefix(state, (3,))
   assert out.info["inner_steps"] > 0
-  for x in jax.tree.leaves(out):
-    assert np.all(np.isfinite(x))
+  chex.assert_tree_all_finite(out)
 
 
 @pytest.mark.parametrize("settings, message", [

@@ -6,11 +6,12 @@ import inspect
 import pytest
 
 import mulo
+from mulo import _base_shapes
 from mulo import _coord_check
 from mulo import _loading
 from mulo import _mu_optimizers
 
-MODULES = (mulo.scaling, _mu_optimizers, _loading, _coord_check)
+MODULES = (mulo.scaling, _base_shapes, _mu_optimizers, _loading, _coord_check)
 
 
 def documented() -> dict[str, object]:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,7 +261,7 @@ def test_convert_from_torch():
            for kind in ("weight", "bias")}
   found = mulo.convert(torch, "pylo/meta_mlp", **decays)
   expected = mulo.convert(theta, f"{LO}adafac_mlp_lopt")
-  jax.tree.map(np.testing.assert_array_equal, found.theta, expected.theta)
+  chex.assert_trees_all_equal(found.theta, expected.theta)
   assert found.settings == expected.settings
   with pytest.raises(ValueError, match=r"missing: \['rms_decays'\]"):
     mulo.convert(torch, "pylo/meta_mlp", **{

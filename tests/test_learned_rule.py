@@ -2,6 +2,7 @@
 
 import types
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -52,7 +53,7 @@ def test_chunks(task, monkeypatch):
   monkeypatch.setattr(learned_rule, "CHUNK", 2)
   in_chunks, done = follow()
   assert done == [2, 2]
-  jax.tree.map(np.testing.assert_array_equal, in_chunks, once)
+  chex.assert_trees_all_equal(in_chunks, once)
 
 
 def asked(tmp_path, **flags):

@@ -83,7 +83,7 @@ def test_in_a_jitted_chain_that_learns(path):
 
 
 def test_mup_needs_base_shapes(path):
-  with pytest.raises(ValueError, match="base_shapes=jax.eval_shape"):
+  with pytest.raises(ValueError, match="base_shapes=mulo.scaling.base_shapes"):
     mulo.load(path)
   tx = mulo.load(path, base_shapes=PARAMS)
   with pytest.raises(ValueError, match="another width"):

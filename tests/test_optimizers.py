@@ -1,5 +1,6 @@
 """Tests of learned optimizers: against a naive oracle, and common to all."""
 
+import chex
 import conftest
 import jax
 import jax.numpy as jnp
@@ -95,9 +96,9 @@ def test_vmap_over_theta(name, lowering):
   together = jax.jit(jax.vmap(updates))(
       jax.tree.map(lambda *x: jnp.stack(x), *thetas))
   for i, theta in enumerate(thetas):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        jax.tree.map(lambda x: x[i], together), jax.jit(updates)(theta))
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[i], together), jax.jit(updates)(theta),
+        rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 2.0**20, 1e6])
@@ -133,7 +134,7 @@ def test_zero_gradients_and_parameters(name):
   params = jax.tree.map(np.zeros_like, conftest.small_tree(0))
   zero, some = params, conftest.small_tree(1, 1e-3)
   for after in run(tx, params, [zero, zero, some, zero]):
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
+    chex.assert_tree_all_finite(after)
 
 
 @pytest.mark.parametrize("last", [0.0, 1e-20, 1e-6, 1.0, 1e10])
@@ -155,8 +156,7 @@ def test_mulo_over_many_steps(last):
 
   state, largest = jax.jit(lambda state: jax.lax.scan(
       step, state, jnp.arange(3000)))(tx.init(params))
-  for x in jax.tree.leaves((state, largest)):
-    assert np.all(np.isfinite(x))
+  chex.assert_tree_all_finite((state, largest))
   assert max(np.max(x) for x in largest.values()) < 10
 
 
@@ -279,9 +279,8 @@ def test_state_and_updates_keep_their_dtypes(name):
   params = {"w": jnp.ones((40, 30), jnp.bfloat16)}
   state = tx.init(params)
   updates, new = jax.jit(tx.update)(params, state, params, value=1.0)
-  types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-  assert types(new) == types(state)
-  assert types(updates) == types(params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+  chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 @pytest.mark.parametrize("name", optimizers.names())
@@ -290,9 +289,9 @@ def test_parameters_without_elements_and_none(name):
   params = {"w": jnp.ones((3, 2)), "empty": jnp.ones((0, 3)), "none": None}
   updates, state = jax.jit(tx.update)(
       params, tx.init(params), params, value=1.0)
-  assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
-  assert updates["empty"].shape == (0, 3)
-  assert np.all(np.isfinite(updates["w"]))
+  chex.assert_trees_all_equal_structs(state, tx.init(params))
+  chex.assert_trees_all_equal_shapes(updates, params)
+  chex.assert_tree_all_finite(updates)
 
 
 @pytest.mark.parametrize("name", optimizers.names())

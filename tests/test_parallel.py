@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def test_truncated_backprop_of_a_learned_optimizer():
       shortest=3, longest=3)
   (_, expected), _ = outs(estimator, theta, 1, "shard_map", task.data)
   (_, actual), _ = outs(estimator, theta, 8, "shard_map", task.data)
-  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual.grad))
+  chex.assert_tree_all_finite(actual.grad)
   assert all(np.any(x != 0) for x in jax.tree.leaves(actual.grad))
   difference = jax.tree.map(np.subtract, actual.grad, expected.grad)
   assert optax.tree.norm(difference) < 1e-4 * optax.tree.norm(expected.grad)

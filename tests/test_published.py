@@ -2,6 +2,7 @@
 
 import contextlib
 
+import chex
 import conftest
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,7 @@ def test_nn_adam(size, monkeypatch):
   for grad, (after, hyperparameters) in zip(grads, expected):
     updates, state = update(grad, state, params)
     params = optax.apply_updates(params, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(
-        a, b, rtol=1e-4, atol=1e-5), params, after)
+    chex.assert_trees_all_close(params, after, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         list(state.hyperparameters.values()), hyperparameters, atol=1e-6)
 
@@ -95,8 +95,7 @@ def test_hyperparam_adam_is_adam():
     grads = trees(t + 1, 10.0**-t)
     updates, state = tx.update(grads, state, params)
     expected, reference_state = reference.update(grads, reference_state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(
-        a, b, rtol=1e-5), updates, expected)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
 def test_celo2_normalizes_matrices_and_gives_adam_the_rest():
@@ -161,8 +160,7 @@ def test_on_a_mesh_of_explicit_axes(in_use):
   matrices = [x for x in jax.tree.leaves(state) if x.shape == (4, 8)]
   assert len(matrices) == 4  # momenta and second moment
   assert all(tuple(x.sharding.spec) == ("x", "y") for x in matrices)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
-               updates, expected)
+  chex.assert_trees_all_close(updates, expected, rtol=1e-4)
 
 
 def test_mu_velo_is_velo_times_the_update_multipliers(tmp_path):

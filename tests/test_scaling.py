@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,8 +267,7 @@ def test_initial_weights():
     for name, mult in (("input", 1), ("hidden", 1 / 4), ("output", 1 / 16)):
       assert rms(rescaled[name]) == pytest.approx(mult * rms(base[name]))
     again = scaling.rescale_init(rescaled, base)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
-                 rescaled, again)
+    chex.assert_trees_all_close(rescaled, again, rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [scaling.mu_adamw, scaling.mu_sgd])
@@ -279,8 +279,7 @@ def test_hyperparameters_can_be_injected(make):
   for tx in (make(1e-3, base, weight_decay=0.1),
              injected(learning_rate=1e-3, base_shapes=base, weight_decay=0.1)):
     both.append(jax.jit(tx.update)(params, tx.init(params), params)[0])
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(
-      x, y, rtol=1e-5, atol=1e-9), *both)
+  chex.assert_trees_all_close(*both, rtol=1e-5, atol=1e-9)
 
 
 def test_a_tied_readout_has_the_multiplier_of_a_readout():

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +49,9 @@ def test_reparametrization(level, numbers):
   assert distinct == (numbers if level != "parameter" else joined.size)
   assert 0.1 <= joined.min() <= joined.max() <= 10
   params = unroll.task_params(state.params, state.scales)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-               params, plain.init(jax.random.key(3)))
-  jax.tree.map(np.testing.assert_array_equal, seen["params"], state.params)
+  chex.assert_trees_all_close(
+      params, plain.init(jax.random.key(3)), rtol=1e-6)
+  chex.assert_trees_all_equal(seen["params"], state.params)
   assert not np.allclose(joined, factors(start(task, 4)))
 
   data = jax.device_put(plain.data)
@@ -66,8 +67,7 @@ def test_reparametrization(level, numbers):
   np.testing.assert_allclose(losses[0], loss, rtol=1e-5)
   expected = jax.tree.map(
       lambda p, g, f: p - 0.1 * f**2 * g, params, grads, state.scales)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-4, atol=1e-6), trained, expected)
+  chex.assert_trees_all_close(trained, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", augment.LEVELS)

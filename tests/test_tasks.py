@@ -3,6 +3,7 @@
 import functools
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +66,8 @@ def test_every_task(name, settings, parametrization):
   many = jax.jit(jax.vmap(task.init))(keys)
   for i, key in enumerate(keys):  # a seed gives the same params under vmap
     params = init(key)
-    jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(
-        x, y[i], rtol=1e-6), params, many)
+    chex.assert_trees_all_close(
+        params, jax.tree.map(lambda x, i=i: x[i], many), rtol=1e-6)
   assert any(np.any(x[0] != x[1]) for x in jax.tree.leaves(many))
   check_base_shapes(task, params)
   check_init(task, params, settings, parametrization)

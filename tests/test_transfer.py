@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,8 +147,7 @@ def test_gradients_of_another_width(tmp_path, monkeypatch):
   small = jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params)
   large = jax.tree.map(lambda x: x if x.shape == (10,) else 8 * x, small)
   expected, other = updates(plain, large), updates(plain, small)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5),
-               updates(scaled, small), expected)
+  chex.assert_trees_all_close(updates(scaled, small), expected, rtol=1e-5)
   assert not np.allclose(
       other["layer_1"]["w"], expected["layer_1"]["w"], rtol=1e-3)
 

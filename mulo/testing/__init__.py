@@ -1,6 +1,7 @@
 """The optax contract: checks that a transformation fits any training loop.
 
-With pytest, three lines test an optimizer:
+The checks compare trees by chex, which has to be installed. With pytest, three
+lines test an optimizer:
 
   @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda c: c.__name__)
   def test_contract(check):

@@ -12,6 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+try:
+  import chex
+except ImportError as e:
+  raise ImportError("mulo.testing needs chex: pip install chex.") from e
+
 Factory = Callable[..., optax.GradientTransformation]
 Check = Callable[[Factory], None]
 Tree = Any  # pytree of arrays
@@ -111,10 +116,7 @@ def same_tree(actual: Tree, expected: Tree, subject: str) -> None:
     expected: the tree that it is compared to.
     subject: name of the tree, for the message.
   """
-  structure: Any = jax.tree.structure(actual)
-  wanted: Any = jax.tree.structure(expected)
-  require(structure == wanted,
-          f"{subject}: the tree is {structure}, it must be {wanted}")
+  chex.assert_trees_all_equal_structs(actual, expected, custom_message=subject)
 
 
 def same(actual: Tree, expected: Tree, subject: str) -> None:
@@ -125,37 +127,38 @@ def same(actual: Tree, expected: Tree, subject: str) -> None:
     expected: the tree that it is compared to.
     subject: name of the tree, for the message.
   """
-  same_tree(actual, expected, subject)
-  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(actual),
-                          jax.tree.leaves(expected)):
+
+  def close(x: Any, y: Any) -> bool:
     x, y = (np.asarray(z, np.float32) for z in (x, y))
-    name = jax.tree_util.keystr(path)
-    require(x.shape == y.shape,
-            f"{subject}: {name} has shape {x.shape}, it must be {y.shape}")
     limit = TOLERANCE * np.max(np.abs(y), initial=1e-30)
-    require(np.allclose(x, y, rtol=0, atol=limit),
-            f"{subject}: {name} is {x}, it must be {y}")
+    return bool(np.allclose(x, y, rtol=0, atol=limit))
 
-
-def types(tree: Tree) -> dict[str, tuple[Any, Any]]:
-  """Return {path: (shape, dtype)}."""
-  return {jax.tree_util.keystr(path): (x.shape, jnp.dtype(x.dtype))
-          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  chex.assert_trees_all_equal_shapes(actual, expected, custom_message=subject)
+  chex.assert_trees_all_equal_comparator(
+      close, lambda x, y: f"It is {x}, it must be {y}.", actual, expected,
+      custom_message=subject)
 
 
 def same_types(actual: Tree, expected: Tree, subject: str) -> None:
-  """Raise AssertionError unless trees agree in paths, shapes and dtypes.
+  """Raise AssertionError unless trees agree in structure, shapes and dtypes.
 
   Args:
     actual: a tree.
     expected: the tree that it is compared to.
     subject: name of the tree, for the message.
   """
-  actual, expected = types(actual), types(expected)
-  for name in sorted({*actual, *expected}):
-    require(actual.get(name) == expected.get(name),
-            f"{subject}: {name} is {actual.get(name)}, it must be "
-            f"{expected.get(name)} (shape, dtype)")
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+      actual, expected, custom_message=subject)
+
+
+def finite(tree: Tree, subject: str) -> None:
+  """Raise AssertionError unless all entries are finite.
+
+  Args:
+    tree: arrays.
+    subject: name of the tree, for the message.
+  """
+  chex.assert_tree_all_finite(tree, custom_message=subject)
 
 
 def scaled(tree: Tree, multiplier: Any) -> Tree:

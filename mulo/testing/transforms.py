@@ -1,12 +1,11 @@
 """Contract: the transformations of JAX."""
 
-import functools
 from typing import Any
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mulo.testing import kit
@@ -29,9 +28,7 @@ def _scan(factory: kit.Factory, dtype: Any) -> None:
 
   (params, after), _ = jax.lax.scan(body, (params, state), length=3)
   kit.same_types(after, state, "the state after three steps")
-  kit.require(all(np.all(np.isfinite(np.asarray(x, np.float32)))
-                  for x in jax.tree.leaves(params)),
-              "parameters are not finite")
+  kit.finite(params, "parameters after three steps")
 
 
 @kit.contract
@@ -59,24 +56,26 @@ def jit(factory: kit.Factory) -> None:
   """`jax.jit` with donation; the second call compiles nothing."""
   params, grads = kit.tree(0, kit.RANKS), kit.tree(1, kit.RANKS)
   tx = kit.make(factory, params)
-  traces: list[None] = []  # one entry for each compilation
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-    traces.append(None)
+  def take_step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
     updates, state = tx.update(grads, state, params, value=kit.VALUE)
     return optax.apply_updates(params, updates), state
 
+  chex.clear_trace_counter()  # it counts the calls of this check together
+  step = jax.jit(chex.assert_max_traces(take_step, n=1), donate_argnums=(0, 1))
   state = tx.init(params)
   with warnings.catch_warnings():
     # JAX warns if a donated array is not used, such as one that is in the
     # state twice.
     warnings.filterwarnings("error", message=".*donated buffers.*")
-    for _ in range(2):
+    params, state = step(params, state, grads)
+    types = jax.tree.map(jax.typeof, state)
+    try:
       params, state = step(params, state, grads)
+    except AssertionError as e:
+      raise AssertionError("the second call was compiled again: types of the "
+                           f"state changed, now {types}") from e
   jax.tree.map(lambda x: x.block_until_ready(), params)
-  kit.require(len(traces) == 1, "the second call was compiled again: types of "
-              f"the state changed, now {jax.tree.map(jax.typeof, state)}")
 
 
 @kit.contract
