@@ -55,6 +55,8 @@ class Parametrization(NamedTuple):
       network of `depth` blocks: `x = x + branch_mult * branch(x)`.
     block_update_mult: `(depth) -> float`, further multiplier on the update of a
       parameter in one of these blocks.
+    knows_tables: whether the tasks of this project declare their tables to be
+      embeddings. The first parametrizations took them for other inputs.
   """
 
   init_std: ShapeFn
@@ -65,6 +67,7 @@ class Parametrization(NamedTuple):
   gradient_scale: ShapeFn = lambda shape, base_shape: 1.0
   branch_mult: Callable[[int], float] = lambda depth: 1.0
   block_update_mult: Callable[[int], float] = lambda depth: 1.0
+  knows_tables: bool = False
 
 
 def path_of(path: tuple[Any, ...]) -> str:

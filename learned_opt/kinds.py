@@ -6,6 +6,8 @@ stack count the layers, experts or copies, and the other axes are those of one
 layer.
 """
 
+import functools
+import inspect
 from typing import Any, Callable, Mapping, NamedTuple, TypeAlias
 
 import jax
@@ -41,6 +43,17 @@ def of(tree: Any, kinds: Kinds | None) -> list[Kind]:
   known = kinds(tree) if kinds else {}
   return [known.get(base.path_of(path), Kind())
           for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def told(opt_fn: Callable[..., Any], kinds: Kinds | None) -> Callable[..., Any]:
+  """Return `opt_fn` with its argument `kinds`.
+
+  An `opt_fn` that looks at shapes alone may lack the argument; it is returned
+  as it is.
+  """
+  if kinds is None or "kinds" not in inspect.signature(opt_fn).parameters:
+    return opt_fn
+  return functools.partial(opt_fn, kinds=kinds)
 
 
 def stacks(tree: Any, kinds: Kinds | None) -> list[Axes]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base as learned_opt_base
+from learned_opt import kinds as kinds_lib
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import roles as roles_lib
 from tasks import base as tasks_base
@@ -42,18 +43,23 @@ def scaled(opt_fn: OptFn, parametrization: learned_opt_base.Parametrization,
            task: tasks_base.Task) -> OptFn:
   """Return `opt_fn` with the task's update multipliers applied.
 
-  A task without base shapes has no multipliers: its `opt_fn` is returned as it
-  is.
+  The optimizer is told the roles of parameters. A task without base shapes has
+  neither roles nor multipliers: its `opt_fn` is returned as it is.
   """
-  if task.base_shapes is None:
+  if task.base_shapes is None or not parametrization.needs_base_shapes:
     return opt_fn
 
-  overrides = {path: roles_lib.Override(depth=depth)
-               for path, depth in (task.blocks or {}).items()}
+  tables = (task.tables or {}) if parametrization.knows_tables else {}
+  overrides = {**{path: roles_lib.Override(depth=depth)
+                  for path, depth in (task.blocks or {}).items()},
+               **{path: roles_lib.Override(role=role)
+                  for path, role in tables.items()}}
+  told_opt_fn = kinds_lib.told(opt_fn, multipliers.kinds(
+      task.base_shapes, overrides=overrides))
 
   def scaled_opt_fn(theta, *, num_steps=None):
     return optax.chain(
-        opt_fn(theta, num_steps=num_steps),
+        told_opt_fn(theta, num_steps=num_steps),
         multipliers.scale_by_parametrization(
             parametrization, task.base_shapes, forward=True,
             overrides=overrides))

@@ -175,8 +175,8 @@ def _learned_links(
   """
   theta = jax.tree.map(jax.numpy.asarray, artifact.theta)
   kinds = _kinds(artifact, **scaling)
-  learned = artifact.lopt.opt_fn(
-      theta, num_steps=num_steps, **({"kinds": kinds} if kinds else {}))
+  learned = kinds_lib.told(artifact.lopt.opt_fn, kinds)(
+      theta, num_steps=num_steps)
   parametrization = parametrizations.get(artifact.parametrization)
   if not parametrization.needs_base_shapes:
     return [learned]

@@ -61,6 +61,8 @@ class Task(NamedTuple):
     blocks: {path of parameters: number of residual blocks} of the parameters in
       residual blocks, `*` in a path for any text; None for a network without
       residual blocks.
+    tables: {path: "embedding" or "tied"} of tables whose rows are looked up,
+      where "tied" tables read out as well; None for a network without tables.
   """
 
   init: Callable[[jax.Array], Params]
@@ -75,3 +77,4 @@ class Task(NamedTuple):
   scales: Callable[[jax.Array, Params], Any] | None = None
   activations: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
   blocks: dict[str, int] | None = None
+  tables: dict[str, str] | None = None

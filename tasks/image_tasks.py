@@ -183,7 +183,7 @@ def classify(network: networks.Network, images: Images, batch_size: int = 64,
       network.init, loss, _sampler(images, batch_size), images.splits,
       network.base_shapes, normalizers.bounded(chance), chance,
       activations=networks.of_batches(network, lambda batch: batch["image"]),
-      blocks=network.blocks)
+      blocks=network.blocks, tables=network.tables)
 
 
 def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
@@ -222,7 +222,7 @@ def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
       network.base_shapes, normalizers.bounded(chance, 1 / chance), chance,
       activations=networks.of_batches(
           network, lambda batch: batch["image"] - mean[None]),
-      blocks=network.blocks)
+      blocks=network.blocks, tables=network.tables)
 
 
 classification = task_decorator.decorator(load, classify)

@@ -26,6 +26,7 @@ class Network(NamedTuple):
     base_shapes: shapes of the params at another width, or None.
     activations: `(params, inputs) -> {layer: outputs of the layer}`, or None.
     blocks: see `tasks.base.Task`.
+    tables: see `tasks.base.Task`.
   """
 
   init: Callable[[jax.Array], base.Params]
@@ -34,12 +35,14 @@ class Network(NamedTuple):
   activations: Callable[
       [base.Params, jax.Array], dict[str, jax.Array]] | None = None
   blocks: dict[str, int] | None = None
+  tables: dict[str, str] | None = None
 
 
 def from_flax(parametrization: base.Parametrization,
               build: Callable[[int], nn.Module], width: int,
               inputs: jax.ShapeDtypeStruct, init_scale: float = 1.0,
-              blocks: dict[str, int] | None = None) -> Network:
+              blocks: dict[str, int] | None = None,
+              tables: dict[str, str] | None = None) -> Network:
   """Return a flax module as a network that the parametrization scales.
 
   Parameters with two axes or more are drawn here from a normal distribution.
@@ -53,6 +56,7 @@ def from_flax(parametrization: base.Parametrization,
     inputs: shape and dtype of a batch of inputs.
     init_scale: factor on `init_std`.
     blocks: see `tasks.base.Task`.
+    tables: see `tasks.base.Task`.
   """
   module = build(width)
 
@@ -106,7 +110,7 @@ def from_flax(parametrization: base.Parametrization,
   def apply(params: base.Params, x: jax.Array) -> Any:
     return module.apply(variables(params), x)
 
-  return Network(init, apply, bases, activations, blocks)
+  return Network(init, apply, bases, activations, blocks, tables)
 
 
 def _layer(path: tuple[Any, ...]) -> str:

@@ -98,7 +98,7 @@ def _language_model(network: networks.Network, text: Text,
       normalizers.bounded(chance), chance,
       activations=networks.of_batches(
           network, lambda batch: batch["token"][:, :-1].astype(jnp.int32)),
-      blocks=network.blocks)
+      blocks=network.blocks, tables=network.tables)
 
 
 language_model = task_decorator.decorator(load, _language_model)

@@ -65,6 +65,7 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base
+from learned_opt.optimizers.shared import units
 from learned_opt.update import accumulators
 from learned_opt.update import blocks
 from learned_opt.update import features as features_lib
@@ -75,10 +76,6 @@ from learned_opt.update import per_parameter
 INITIAL_DECAYS = (0.9, 0.99, 0.999)
 INITIAL_SECOND_DECAY = 0.999
 MAX_DECAY = 0.99999
-RELATIVE_FLOOR = 1e-8  # of second moments, relative to their mean
-MAX_INVERSE = 10.0  # of inverse roots, relative to that of the mean
-TINY = 1e-37  # in units; far below what matters, but not subnormal
-MAX_LOG_NOISE = 10.0
 CLIP = 5.0  # of normalized features
 
 NUM_FEATURES = (features_lib.NUM_PARAMETER_FEATURES +
@@ -228,56 +225,15 @@ def _decays(theta) -> accumulators.Decays:
 
 def _accumulate(state, grad, decays, step):
   """Return (state that includes the gradient, 1 / unit)."""
-  largest = jnp.max(jnp.abs(grad))
-  # The unit decays as slowly as the slowest statistic, so no statistic grows
-  # in this unit. Squares have squared units, hence the root.
+  # Squares have squared units, hence the root.
   slowest = jnp.sqrt(jnp.maximum(
       decays.second, jnp.max(jnp.maximum(
           decays.factored, decays.momentum**2))))
-  unit = jnp.where(
-      largest > 0, jnp.maximum(largest, slowest * state.unit), state.unit)
-  # Two selects: the derivative of 1 / 0 would be NaN even if not selected.
-  inverse = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1), 0)
+  unit, inverse = units.next_unit(state.unit, grad, slowest)
   statistics = accumulators.update(
       state.statistics, grad * inverse, decays, step,
       rescale=state.unit * inverse)
   return State(unit, statistics), inverse
-
-
-def _noise_features(momentum, second, decays, step):
-  """Return log(rms(momentum) / sqrt(mean second moment)), unbiased: [3].
-
-  The log is about zero if the gradient has always been the same, negative
-  under noise, and zero if all gradients were zero.
-
-  Args:
-    momentum: mean squares of the momenta, [3].
-    second: mean of the second moment, scalar.
-    decays: of both statistics.
-    step: number of steps taken before this step.
-  """
-  steps = step.astype(jnp.float32) + 1
-  bias = lambda decay: 1 - decay**steps
-  second = second / bias(decays.second)
-  momentum = momentum / bias(decays.momentum)**2
-  # Two logs, since the ratio itself may underflow.
-  log = lambda x: jnp.log(jnp.where(second > 0, x + TINY, 1))
-  log_ratio = 0.5 * (log(momentum) - log(second))
-  return jnp.clip(log_ratio, -MAX_LOG_NOISE, MAX_LOG_NOISE)
-
-
-def _inverse_root(x, mean):
-  """Return (1 / sqrt(x), the same with an upper limit) for x >= 0.
-
-  The first serves in ratios, the second as a feature. The mean of x is given.
-  """
-  # If x is zero everywhere, any root does; this root has a finite derivative.
-  nonzero = mean > 0
-  root = jax.lax.rsqrt(
-      x + (RELATIVE_FLOOR * mean + jnp.where(nonzero, TINY, 1)))
-  limit = jnp.where(
-      nonzero, MAX_INVERSE * jax.lax.rsqrt(jnp.where(nonzero, mean, 1)), 0)
-  return root, jnp.minimum(root, limit)
 
 
 def _left(step, num_steps):
@@ -324,22 +280,22 @@ def _features(grad, inverse, param, acc, decays, step, extra
         x, tuple(range(1, x.ndim)), keepdims=True)  # [3, 1, ...]
     row, column = jnp.stack(acc.row), jnp.stack(acc.column)
     row_mean = means(row)
-    row_root, row_feature = _inverse_root(row, row_mean)
-    column_root, column_feature = _inverse_root(column, means(column))
+    row_root, row_feature = units.inverse_root(row, row_mean)
+    column_root, column_feature = units.inverse_root(column, means(column))
     along_column = jnp.mean(row, axes[0] + 1, keepdims=True)
     # The product of both inputs is f_k of the module docstring.
     inputs |= {"row_factor": list(row_root * jnp.sqrt(
-        along_column + RELATIVE_FLOOR * row_mean + TINY)),
+        along_column + units.RELATIVE_FLOOR * row_mean + units.TINY)),
                "column_factor": list(column_root)}
     row = jnp.concatenate([row, row_feature])
     column = jnp.concatenate([column, column_feature])
 
   def element(x):
     x = dict(x, grad=x["grad"] * x["inverse"])
-    inverse_rms, inverse_rms_feature = _inverse_root(
+    inverse_rms, inverse_rms_feature = units.inverse_root(
         x["second"].astype(jnp.float32), x["second_mean"])
     if axes is None:
-      factor, feature = _inverse_root(x["row"], x["row_mean"])
+      factor, feature = units.inverse_root(x["row"], x["row_mean"])
       last = [x["row"], feature]
     else:
       factor, last = x["row_factor"] * x["column_factor"], []
@@ -347,20 +303,14 @@ def _features(grad, inverse, param, acc, decays, step, extra
         x, inverse_rms, inverse_rms_feature, factor, factor) + tuple(last)
 
   def tensor(squares):
-    noise = _noise_features(
-        squares[features_lib.MOMENTUM], second_mean, decays, step)
+    noise = units.noise(
+        squares[features_lib.MOMENTUM], second_mean, decays.momentum,
+        decays.second, step)
     if extra is None:
       return jnp.concatenate([features_lib.time_features(step), noise])
     return jnp.concatenate([
         features_lib.time_features(jnp.minimum(step, LAST_TIME)), noise, extra])
 
   return features_lib.Features(
-      element, inputs, row, column, tensor, _inverse_rms, CLIP,
+      element, inputs, row, column, tensor, units.inverse_rms, CLIP,
       gate=lambda x: x["second"] > 0)
-
-
-def _inverse_rms(squares):
-  """Return 1 / RMS from mean squares, or 0 where the mean square is 0."""
-  positive = squares > 0
-  return jnp.where(
-      positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 0)

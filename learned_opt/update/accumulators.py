@@ -82,7 +82,7 @@ def init(shape: tuple, dtype: str = "float32", num_decays: int = 3
                       zeros(column))
 
 
-def _round(x: jax.Array, dtype: jnp.dtype, step: jax.Array) -> jax.Array:
+def rounded(x: jax.Array, dtype: jnp.dtype, step: jax.Array) -> jax.Array:
   """Convert float32 to `dtype`, to bfloat16 by stochastic rounding.
 
   Between neighbors a and b in bfloat16, x becomes b with probability
@@ -157,5 +157,5 @@ def update(acc: Accumulators, grad: jax.Array, decays: Decays,
   second = (decays.second * rescale**2 * wide(acc.second) +
             (1 - decays.second) * grad * grad)
   return jax.tree.map(
-      lambda old, x: _round(x, old.dtype, step), acc,
+      lambda old, x: rounded(x, old.dtype, step), acc,
       Accumulators(tuple(momentum), second, tuple(row), tuple(column)))

@@ -74,6 +74,10 @@ class Features(NamedTuple):
     layout: rows of the first weight matrix.
     gate: `inputs of one decay -> bools [*S]`, whole or a block: whether an
       element is updated at all; None if every element is.
+    odd: number of element features, the first ones, that change their sign with
+      the gradient and the parameter. If there are any, the MLP sees their
+      absolute values, and its outputs are for `mlp.apply` weights of the
+      features.
   """
 
   element: Callable[[Any], tuple[jax.Array, ...]]
@@ -85,6 +89,7 @@ class Features(NamedTuple):
   clip: float | None = None
   layout: FeatureRows = SMALL_FC
   gate: Callable[[dict[str, jax.Array]], jax.Array] | None = None
+  odd: int = 0
 
 
 def gated(features: "Features", inputs: dict[str, Sequence[jax.Array]],
@@ -100,6 +105,11 @@ def gated(features: "Features", inputs: dict[str, Sequence[jax.Array]],
     return update
   opened = features.gate({name: x[0] for name, x in inputs.items()})
   return jnp.where(opened, update, 0)
+
+
+def seen(features: "Features", x: list[jax.Array]) -> list[jax.Array]:
+  """Return the element features as the MLP sees them; see `Features.odd`."""
+  return [*map(jnp.abs, x[:features.odd]), *x[features.odd:]]
 
 
 def elements(inputs: dict, inverse_rms: jax.Array,

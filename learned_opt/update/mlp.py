@@ -2,7 +2,9 @@
 
 `apply` returns, in the parameter's shape, `output(direction, magnitude)` of
 each element. Direction and magnitude are the outputs of the MLP
-`features -> hidden -> hidden -> 2` (ReLU, linear output).
+`features -> hidden -> hidden -> 2` (ReLU, linear output). With odd features
+(`Features.odd`), the update is instead a sum of these features, normalized,
+whose weights are the outputs of the MLP.
 
 Three rewrites of the first layer save work per element. They are exact up to
 rounding:
@@ -54,7 +56,8 @@ def check_settings(hidden: int, least: int, lowering: str | None = None,
   base.check_positive(**multipliers)
 
 
-def init(key: jax.Array, num_features: int, hidden: int) -> dict:
+def init(key: jax.Array, num_features: int, hidden: int, outputs: int = 2
+         ) -> dict:
   """Return random weights and zero biases.
 
   Weights are normal numbers truncated at two standard deviations. The standard
@@ -62,9 +65,9 @@ def init(key: jax.Array, num_features: int, hidden: int) -> dict:
 
   Returns:
     w0 [num_features, hidden], b0 [hidden], w1 [hidden, hidden], b1 [hidden],
-    w2 [hidden, 2], b2 [2], float32.
+    w2 [hidden, outputs], b2 [outputs], float32.
   """
-  sizes = (num_features, hidden, hidden, 2)
+  sizes = (num_features, hidden, hidden, outputs)
   theta = {}
   for i, k in enumerate(jax.random.split(key, 3)):
     shape = sizes[i:i + 2]
@@ -75,7 +78,7 @@ def init(key: jax.Array, num_features: int, hidden: int) -> dict:
 
 
 def apply(theta: dict, features: features_lib.Features, shape: tuple,
-          output: Callable[[jax.Array, jax.Array], jax.Array],
+          output: Callable[..., jax.Array],
           lowering: str | None = None) -> jax.Array:
   """Return `output(direction, magnitude)` of each element.
 
@@ -83,7 +86,8 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
     theta: weights as `init` returns them.
     features: see `learned_opt.update.features`.
     shape: S, the parameter's shape, of at least one axis.
-    output: elementwise function of direction and magnitude, float32.
+    output: elementwise function of direction and magnitude, float32; with odd
+      features, a function of the sum of features.
     lowering: one of LOWERINGS, or None to choose by the number of hidden units.
 
   Returns:
@@ -116,11 +120,13 @@ def _apply(theta, features, shape, output, lowering):
   # shape ahead of a loop, and LLVM would optimize for the values.
   theta = jax.tree.map(lambda w: jnp.where(squares[0] < 0, 0, w), theta)
   weights, limits, biases, wide = _fold(theta, features, squares, lowering)
+  scale = features.normalizer(squares[:features.odd])
   layers = [(weights, biases), *[(theta[f"w{i}"], theta[f"b{i}"])
                                  for i in (1, 2)]]
   if lowering == "pallas":
     layers[0] = weights, biases[0].reshape(-1)
-    return pallas_mlp.update(features, wide, layers, limits, shape, output)
+    return pallas_mlp.update(
+        features, wide, layers, limits, scale, shape, output)
   unrolled = lowering == "unrolled"
   layer = _unrolled if unrolled else _dense
 
@@ -129,20 +135,36 @@ def _apply(theta, features, shape, output, lowering):
     x = features_lib.one_by_one(features, inputs)
     if limits is not None:
       x = [jnp.clip(x, -limit, limit) for x, limit in zip(x, limits)]
+    odd = x[:features.odd]
     whole = lambda feature: jnp.broadcast_to(feature, x[0].shape)
-    x = [*x, *[whole(feature) for kind in wide.values() for feature in kind]]
+    x = [*features_lib.seen(features, x),
+         *[whole(feature) for kind in wide.values() for feature in kind]]
     # [H, ...], or one array for each hidden unit.
     first = [sum(b) for b in zip(*biases)] if unrolled else sum(biases)
     x = layer(x, weights, first)
     for w, b in layers[1:]:
       x = layer(jax.tree.map(jax.nn.relu, x), w, b)
-    return features_lib.gated(features, inputs, output(x[0], x[1]))
+    return features_lib.gated(features, inputs, output(
+        *_mixed(x, odd, scale)))
 
   # The unrolled lowering is one block: XLA fuses it into a single loop, so it
   # has no intermediate arrays.
   return blocks.elementwise(
       kernel, (features.inputs, biases, wide), shape,
       math.prod(shape) if unrolled else size)
+
+
+def _mixed(outputs, odd, scale):
+  """Return the arguments of `output`, see `apply`.
+
+  Args:
+    outputs: of the MLP, arrays [...].
+    odd: odd features, arrays [...]; none for an MLP of direction and magnitude.
+    scale: normalizers of the odd features.
+  """
+  if not odd:
+    return outputs[0], outputs[1]
+  return [sum(w * (x * n) for w, x, n in zip(outputs, odd, scale))]
 
 
 def _statistics(features, shape, size):

@@ -2,6 +2,8 @@
 
 Reference:
   Jordan et al., 2024, https://kellerjordan.github.io/posts/muon (coefficients).
+  Amsel et al., 2025, https://arxiv.org/abs/2505.16932 (polar_express, with the
+  safety factor of modded-nanogpt).
   Bernstein and Newhouse, 2024, https://arxiv.org/abs/2409.20325.
 """
 
@@ -9,9 +11,20 @@ import jax
 import jax.numpy as jnp
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# {name: (a, b, c) of each iteration; the last ones are repeated}.
+SCHEDULES = {
+    "muon": (COEFFICIENTS,),
+    # For singular values from 0.003 to 1: they end between 0.86 and 1.14.
+    "polar_express": (
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323))}
 # Singular values end at ||x|| / sqrt(SIDE). A SIDE x SIDE matrix with equal
 # singular values then keeps its Frobenius norm.
 SIDE = 16
+SAFETY = 1.02  # as the coefficients of polar_express assume
 MAX_ITERATIONS = 100  # far more than anyone needs; programs grow with them
 MAX_GRAM_ITERATIONS = 3
 BLOCK = 512  # longest side of a matrix that is treated as a whole
@@ -26,7 +39,15 @@ def check_iterations(iterations: int) -> None:
         "give 0 or a few, such as 5.")
 
 
-def iterate(y: jax.Array, iterations: int) -> jax.Array:
+def check_schedule(name: str) -> None:
+  """Raise ValueError unless `name` is in SCHEDULES."""
+  if name not in SCHEDULES:
+    raise ValueError(f"Unknown coefficients {name!r}; available: "
+                     f"{', '.join(SCHEDULES)}.")
+
+
+def iterate(y: jax.Array, iterations: int, schedule: str = "muon"
+            ) -> jax.Array:
   """Return y after Newton-Schulz iterations.
 
   One iteration is y = a y + b (y y^T) y + c (y y^T)^2 y. Each singular value s
@@ -35,9 +56,11 @@ def iterate(y: jax.Array, iterations: int) -> jax.Array:
   Args:
     y: matrices [..., m, n], fastest if m <= n; singular values of at most 1.
     iterations: see `equalize`.
+    schedule: one of SCHEDULES.
   """
-  a, b, c = COEFFICIENTS
-  for _ in range(iterations):
+  coefficients = SCHEDULES[schedule]
+  for i in range(iterations):
+    a, b, c = coefficients[min(i, len(coefficients) - 1)]
     gram = y @ y.mT
     y = a * y + (b * gram + c * gram @ gram) @ y
   return y
@@ -90,6 +113,36 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
     Array of the shape of x. It is zero if x is zero, and odd and homogeneous
     in x.
   """
+  y, sizes, restore = _unit_blocks(x)
+  _, side, columns = y.shape
+  # One block is iterated directly, which keeps the bits of published theta.
+  grams = (len(y) > 1 and columns >= 2 * side and
+           1 <= iterations <= MAX_GRAM_ITERATIONS)
+  y = (iterate_grams if grams else iterate)(y, iterations)
+  return restore(y * (sizes * SIDE**-0.5))
+
+
+def polar(x: jax.Array, iterations: int, schedule: str) -> jax.Array:
+  """Bring the singular values of a matrix to about 1; zero stays zero.
+
+  Sides longer than BLOCK are treated as in `equalize`.
+
+  Args:
+    x: [m, n], float.
+    iterations: 5 for all singular values above a thousandth of the norm.
+    schedule: one of SCHEDULES.
+  """
+  y, _, restore = _unit_blocks(x)
+  # Matrices of up to 1.02 times the norm, so that rounding cannot leave the
+  # interval that the coefficients are made for.
+  return restore(iterate(y / SAFETY, iterations, schedule))
+
+
+def _unit_blocks(x):
+  """Return (blocks [b, m, n] of norm 1, their norms [b, 1, 1], inverse).
+
+  The inverse takes blocks and returns an array of the shape of x.
+  """
   matrix = x.reshape(-1, x.shape[-1])
   wide = matrix.shape[0] <= matrix.shape[1]
   matrix = matrix if wide else matrix.T  # Gram matrices of the shorter side
@@ -106,10 +159,9 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   # In a zero block the norm is set to 1, so that derivatives are finite.
   norm = jnp.sqrt(jnp.where(nonzero, jnp.sum(y**2, (1, 2), keepdims=True), 1))
   y /= norm
-  # One block is iterated directly, which keeps the bits of published theta.
-  grams = (num_blocks > 1 and columns >= 2 * side and
-           1 <= iterations <= MAX_GRAM_ITERATIONS)
-  y = (iterate_grams if grams else iterate)(y, iterations)
-  y *= norm * largest * SIDE**-0.5
-  y = y.reshape(-1, columns)[:rows]
-  return (y if wide else y.T).reshape(x.shape)
+
+  def restore(y):
+    y = y.reshape(-1, columns)[:rows]
+    return (y if wide else y.T).reshape(x.shape)
+
+  return y, norm * largest, restore

@@ -53,8 +53,8 @@ def mean_squares(features: features_lib.Features, shape: tuple) -> jax.Array:
 
 
 def update(features: features_lib.Features, more: dict, layers: list,
-           limits: jax.Array | None, shape: tuple, output: Callable
-           ) -> jax.Array:
+           limits: jax.Array | None, scale: jax.Array, shape: tuple,
+           output: Callable) -> jax.Array:
   """Return `output(direction, magnitude)` of every element, [*S].
 
   Args:
@@ -64,6 +64,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
     layers: three pairs (weights [fan-in, fan-out], bias [fan-out]). The first
       layer receives the element features, then `more`.
     limits: of the absolute values of element features, or None.
+    scale: normalizers of the odd features, see `features.Features`.
     shape: S.
     output: elementwise function.
   """
@@ -75,7 +76,9 @@ def update(features: features_lib.Features, more: dict, layers: list,
       x, [(0, n - k) for n, k in zip(shape, x.shape)])
   (w0, b0), (w1, b1), (w2, b2) = layers
   small = [pad(w0, len(w0), width), pad(b0, width), pad(w1, width, width),
-           pad(b1, width), pad(w2.T, 2, width), b2]
+           pad(b1, width), pad(w2.T, w2.shape[1], width), b2]
+  if features.odd:
+    small.append(scale)
   if limits is not None:
     small.append(limits)
 
@@ -88,8 +91,10 @@ def update(features: features_lib.Features, more: dict, layers: list,
     x = features_lib.one_by_one(
         features, {name: inputs[name] for name in features.inputs})
     if limits is not None:
-      x = [jnp.clip(x, -small[6][i], small[6][i]) for i, x in enumerate(x)]
-    x = [*x, *[x for name in more for x in inputs[name]]]
+      x = [jnp.clip(x, -small[-1][i], small[-1][i]) for i, x in enumerate(x)]
+    odd = x[:features.odd]
+    x = [*features_lib.seen(features, x),
+         *[x for name in more for x in inputs[name]]]
     # First layer by outer products: features are separate arrays [BLOCK].
     h = jnp.broadcast_to(b0[...][None], (BLOCK, width))
     for i, feature in enumerate(x):
@@ -97,7 +102,11 @@ def update(features: features_lib.Features, more: dict, layers: list,
     h = jnp.dot(jnp.maximum(h, 0), w1[...], precision="highest",
                 preferred_element_type=jnp.float32) + b1[...][None]
     h = jnp.maximum(h, 0)
-    outputs = [jnp.sum(h * w2[i, :][None], 1) + b2[i] for i in range(2)]
+    outputs = [jnp.sum(h * w2[i, :][None], 1) + b2[i]
+               for i in range(b2.shape[0])]
+    if features.odd:
+      outputs = [sum(w * x * small[6][i]
+                     for i, (w, x) in enumerate(zip(outputs, odd)))]
     triton.store(out.at[pl.ds(0, BLOCK)], features_lib.gated(
         features, inputs, output(*outputs)))
 

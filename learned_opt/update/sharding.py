@@ -30,6 +30,7 @@ import numpy as np
 import optax
 
 from learned_opt import base
+from learned_opt import kinds as kinds_lib
 
 _Spec = jax.sharding.PartitionSpec
 # Where a Variable of nnx keeps names of axes, in several versions of flax.
@@ -179,9 +180,8 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
   """Return the optimizer with updates that work on meshes of explicit axes."""
 
   def opt_fn(theta, *, num_steps=None, kinds=None):
-    # An optimizer that looks at shapes alone may lack the argument.
-    told: Any = {} if kinds is None else {"kinds": kinds}
-    tx = lopt.opt_fn(theta, num_steps=num_steps, **told)
+    own_opt_fn = kinds_lib.told(lopt.opt_fn, kinds)
+    tx = own_opt_fn(theta, num_steps=num_steps)
 
     def update(grads, state, params=None, **extra_args):
       typed = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
@@ -200,7 +200,7 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
       def compute(arrays):
         theta, num_steps, *args, extra_args = jax.tree.unflatten(
             treedef, [arrays.get(i, x) for i, x in enumerate(leaves)])
-        return lopt.opt_fn(theta, num_steps=num_steps, **told).update(
+        return own_opt_fn(theta, num_steps=num_steps).update(
             *args, **extra_args)
 
       # Updates and new state are split like gradients and state.

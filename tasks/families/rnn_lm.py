@@ -55,4 +55,5 @@ def make(parametrization: base.Parametrization, text: text_tasks.Text,
   layers.check_choice("cell", cell, tuple(CELLS))
   build = lambda width: RecurrentNetwork(width, depth, text.vocab_size, cell)
   return networks.from_flax(
-      parametrization, build, width, text.batch, init_scale)
+      parametrization, build, width, text.batch, init_scale,
+      tables={"embed": "embedding"})

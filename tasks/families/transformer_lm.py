@@ -80,5 +80,9 @@ def make(parametrization: base.Parametrization, text: text_tasks.Text,
       "logit_scale": parametrization.attention_mult(head_size),
       "rotary": positions == "rotary", "activation": activation}
   build = lambda width: Transformer(width, depth, vocab, block, tied_mult)
+  tables = {"embed": "tied" if tied else "embedding"}
+  if positions == "learned":
+    tables["position"] = "embedding"
   return networks.from_flax(
-      parametrization, build, width, text.batch, init_scale, {"Block_*": depth})
+      parametrization, build, width, text.batch, init_scale, {"Block_*": depth},
+      tables)

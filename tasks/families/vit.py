@@ -76,4 +76,4 @@ def make(parametrization: base.Parametrization, images: image_tasks.Images,
   build = lambda width: ViT(width, depth, patch, block, images.num_classes)
   return networks.from_flax(
       parametrization, build, width, images.batch, init_scale,
-      {"Block_*": depth})
+      {"Block_*": depth}, {"position": "embedding"})

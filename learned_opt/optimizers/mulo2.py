@@ -1,0 +1,320 @@
+"""A learned sum of odd directions, in the natural size of each parameter.
+
+The update of a parameter p [*S] at step t from its gradient g; b are decays:
+
+1. Unit of the gradient and statistics, as in `mulo`, with k = 1, .., K:
+     m_k = b_k m_k + (1 - b_k) g        momenta, b_k = 0.9, 0.99, 0.999
+     v = b v + (1 - b) g^2              second moment, b = 0.99
+2. Odd features of an element: g / sqrt(v), m_k / sqrt(v), m_k, p.
+   Even features: g m_k / v, 1 / sqrt(v).
+   Each feature is divided by its RMS over p and clipped to [-5, 5].
+3. Features of the tensor:
+     noise_k = log(rms(m_k) / sqrt(mean v)), corrected for bias
+     log fan-in, log fan-out, one number for each role
+4. Direction of an element: the sum of its odd features, with weights
+     mix + MLP(|odd features|, even features, features of the tensor)
+   and 0 where v = 0.
+5. Size of the tensor's update, with s = bound * tanh(size head(features)):
+     size = step_mult * min(1, exp(noise_1))^noise_power * exp(s)
+6. Update, with U the polar factor of X, by Newton-Schulz iterations:
+     matrix: -size * sqrt(fan-in fan-out) U(direction)
+     vector: -size * vector_mult * direction
+     table:  -size * table_mult * direction * rms(m_1 / sqrt(v)) * rms(p)
+
+Reasons:
+
+* If gradients, parameters and statistics change their signs, so does the
+  update: a sum of odd features has no direction of its own. Without gradients
+  there is no step.
+* Nothing depends on the size of gradients, as in `mulo`.
+* At initialization the MLP and the size head are 0, and the mixture is the
+  direction of Adam.
+* Steps shrink under noise by a factor outside of the MLP, so that meta-training
+  cannot lose it.
+* Singular values of sqrt(fan-in fan-out) are those of a matrix of ones: the
+  parametrization `natural` divides by fan-in, which leaves sqrt(fan-out /
+  fan-in), the size of a matrix that keeps the RMS of its inputs.
+* Rows of a table are looked up one at a time, so that a table has no spectrum
+  of interest, and rows that are rarely seen must not be enlarged. The first
+  factor takes back the normalization, which leaves Adam's entries. Networks
+  start tables at sizes that differ tenfold, hence the second; it is at least
+  0.01.
+* The schedule of the learning rate and weight decay are not part of the rule:
+  see `mulo.load`.
+
+Reference:
+  Metz et al., 2022, https://arxiv.org/abs/2203.11860 (features, MLP). Jordan et
+  al., 2024, https://kellerjordan.github.io/posts/muon. Bernstein and Newhouse,
+  2024, https://arxiv.org/abs/2410.21265 (norms of layers). Harrison et al.,
+  2022, https://arxiv.org/abs/2209.11208 (nominal terms outside of the MLP).
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from learned_opt import base
+from learned_opt import kinds as kinds_lib
+from learned_opt.optimizers.shared import units
+from learned_opt.update import accumulators
+from learned_opt.update import blocks
+from learned_opt.update import features as features_lib
+from learned_opt.update import mlp
+from learned_opt.update import orthogonal
+from learned_opt.update import per_parameter
+from learned_opt.update import sharding
+
+DECAYS = (0.9, 0.99, 0.999)
+SECOND_DECAY = 0.99
+MAX_DECAY = 0.99999
+CLIP = 5.0  # of normalized features
+SIZE_BOUND = math.log(4)
+ROLES = ("", "vector", "input", "hidden", "output", "fixed", "embedding",
+         "tied")
+TABLES = ("embedding", "tied")
+MIN_TABLE = 0.01  # RMS of a table for which steps are made
+ADAM_FEATURE = 1  # momentum of decay 0.9 over the root of the second moment
+
+
+class Statistics(NamedTuple):
+  """Statistics of one parameter, and their unit."""
+
+  unit: jax.Array  # []
+  momentum: tuple[jax.Array, ...]  # K arrays [*S]
+  second: jax.Array  # [*S]
+
+
+class Decays(NamedTuple):
+  """Decays per step."""
+
+  momentum: jax.Array  # [K]
+  second: jax.Array  # []
+
+
+def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.05,
+         vector_mult: float = 0.2, table_mult: float = 1.0,
+         noise_power: float = 1.0, newton_schulz: int = 5,
+         coefficients: str = "polar_express",
+         accumulator_dtype: str = "float32", lowering: str | None = None
+         ) -> base.LearnedOptimizer:
+  """Return the optimizer; formulas are in the module docstring.
+
+  Args:
+    hidden: H, width of both hidden layers.
+    momenta: K, number of momenta, from 1 to 3.
+    step_mult: multiplies all updates.
+    vector_mult: multiplies updates of biases and gains.
+    table_mult: multiplies updates of tables.
+    noise_power: how strongly steps shrink under noise; 0: they do not.
+    newton_schulz: iterations, 0 for matrices that are updated entry by entry.
+    coefficients: of the iterations, see `orthogonal.SCHEDULES`.
+    accumulator_dtype: of momenta and second moment, "float32" or "bfloat16".
+    lowering: how the MLP is computed, see `learned_opt.update.mlp`.
+
+  Raises:
+    ValueError: a number is out of range, or a name is unknown.
+  """
+  mlp.check_settings(
+      hidden, 1, lowering, step_mult=step_mult, vector_mult=vector_mult,
+      table_mult=table_mult)
+  accumulators.check_dtype(accumulator_dtype)
+  orthogonal.check_iterations(newton_schulz)
+  orthogonal.check_schedule(coefficients)
+  _check_numbers(momenta, noise_power)
+  mults = {"vector": vector_mult, "table": table_mult, "matrix": 1.0}
+
+  def opt_fn(theta, *, num_steps=None, kinds=None):
+    del num_steps
+    decays = _decays(theta, momenta)
+    equalize = functools.partial(
+        orthogonal.polar, iterations=newton_schulz, schedule=coefficients)
+
+    def step_one(grad, param, state, step, context, kind):
+      del context
+      what, facts = _what(grad.shape, kind), _facts(grad.shape, kind)
+      state, inverse = _accumulate(state, grad, decays, step)
+      features, tensor, adam = _features(
+          grad, inverse, param, state, decays, step, facts)
+      direction = mlp.apply(
+          theta, features, grad.shape, lambda total: total, lowering)
+      if what == "matrix" and newton_schulz:
+        # Kept in memory: on a CPU, XLA would compute the MLP again for each of
+        # the uses of the direction.
+        direction = _as_matrix(
+            equalize, blocks.materialize(direction, step), kind)
+      size = step_mult * mults[what] * jnp.exp(
+          noise_power * jnp.minimum(tensor[0], 0) +
+          SIZE_BOUND * jnp.tanh(tensor @ theta["size"]))
+      if what == "table":
+        size *= _rms(adam) * jnp.maximum(_rms(param), MIN_TABLE)
+      return -size * direction, state
+
+    states = per_parameter.Statistics(
+        functools.partial(_init_one, accumulator_dtype, momenta),
+        in_turn=newton_schulz > 0, kinds=kinds, by_role=True)
+
+    def init(params):
+      statistics = states.init(params)
+      step = sharding.whole(lambda: jnp.zeros([], jnp.int32), params)
+      return per_parameter.State(step, statistics)
+
+    def update(grads, state, params=None, **extra_args):
+      del extra_args
+      params = states.matched(grads, params, state.statistics)
+      updates, statistics = states.update(
+          step_one, grads, params, state.statistics, state.step)
+      return updates, per_parameter.State(
+          optax.safe_increment(state.step), statistics)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+  return base.LearnedOptimizer(
+      functools.partial(_init, hidden=hidden, momenta=momenta), opt_fn)
+
+
+def _check_numbers(momenta, noise_power):
+  """Raise ValueError if one of these settings is out of range."""
+  if momenta not in range(1, len(DECAYS) + 1) or isinstance(momenta, bool):
+    raise ValueError(f"momenta must be 1, 2 or 3, got {momenta!r}.")
+  if not isinstance(noise_power, (int, float)) or not 0 <= noise_power < 10:
+    raise ValueError(
+        f"noise_power must be a number from 0 to 10, got {noise_power!r}.")
+
+
+def _init(key, hidden, momenta):
+  """Return theta: random hidden layers, of which nothing arrives at first."""
+  odd, even, tensor = _counts(momenta)
+  theta = mlp.init(key, odd + even + tensor, hidden, odd)
+  return theta | {
+      "w2": jnp.zeros_like(theta["w2"]),
+      "b2": jnp.zeros_like(theta["b2"]).at[ADAM_FEATURE].set(1),
+      "size": jnp.zeros(tensor, jnp.float32),
+      "momentum_decays": jnp.zeros(momenta, jnp.float32),
+      "second_decay": jnp.zeros([], jnp.float32)}
+
+
+def _rms(x):
+  return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _counts(momenta):
+  """Return the numbers of odd features, even features, tensor features."""
+  return 2 * momenta + 2, momenta + 1, momenta + 2 + len(ROLES)
+
+
+def _init_one(dtype, momenta, shape):
+  """Return the first statistics of a parameter."""
+  zeros = lambda: jnp.zeros(shape, dtype)
+  return Statistics(jnp.float32(0), tuple(zeros() for _ in range(momenta)),
+                    zeros())
+
+
+def _decays(theta, momenta) -> Decays:
+  """Return 1 - (1 - initial) exp(10 residual), clipped to [0, MAX_DECAY]."""
+  decay = lambda initial, residual: jnp.clip(
+      1 - (1 - jnp.float32(initial)) * jnp.exp(10 * residual), 0, MAX_DECAY)
+  return Decays(decay(DECAYS[:momenta], theta["momentum_decays"]),
+                decay(SECOND_DECAY, theta["second_decay"]))
+
+
+def _what(shape, kind) -> str:
+  """Return how a parameter is measured: "matrix", "vector" or "table"."""
+  if kind.role in TABLES:
+    return "table"
+  return "matrix" if len(shape) > 1 and kind.role != "vector" else "vector"
+
+
+def _axes(ndim, kind):
+  """Return (axes of inputs, axes of outputs) of one layer."""
+  outputs = (ndim - 1,) if kind.outputs is None else tuple(
+      axis - sum(i < axis for i in kind.stack) for axis in kind.outputs)
+  return tuple(i for i in range(ndim) if i not in outputs), outputs
+
+
+def _facts(shape, kind) -> np.ndarray:
+  """Return what is known of a parameter: log fan-in, log fan-out, role."""
+  inputs, outputs = _axes(len(shape), kind)
+  sizes = [math.prod(shape[i] for i in axes) for axes in (inputs, outputs)]
+  if _what(shape, kind) != "matrix":
+    sizes = [1, 1]
+  return np.array([*[math.log(n) / 10 for n in sizes],
+                   *[kind.role == role for role in ROLES]], np.float32)
+
+
+def _as_matrix(fn, x, kind):
+  """Return sqrt(fan-in fan-out) fn(x), with x as a matrix."""
+  inputs, outputs = _axes(x.ndim, kind)
+  moved = jnp.transpose(x, inputs + outputs)
+  size = lambda axes: math.prod(x.shape[i] for i in axes)
+  matrix = moved.reshape(size(inputs), size(outputs))
+  result = fn(matrix) * math.sqrt(max(matrix.size, 1))
+  return jnp.transpose(
+      result.reshape(moved.shape), np.argsort(inputs + outputs))
+
+
+def _accumulate(state, grad, decays, step):
+  """Return (statistics that include the gradient, 1 / unit)."""
+  # Squares have squared units, hence the root.
+  slowest = jnp.sqrt(jnp.maximum(
+      decays.second, jnp.max(decays.momentum**2)))
+  unit, inverse = units.next_unit(state.unit, grad, slowest)
+  rescale, grad = state.unit * inverse, grad * inverse
+  wide = lambda x: x.astype(jnp.float32)
+  momentum = accumulators.averages(
+      [wide(x) for x in state.momentum], grad, decays.momentum, rescale)
+  second = (decays.second * rescale**2 * wide(state.second) +
+            (1 - decays.second) * grad * grad)
+  return Statistics(unit, *jax.tree.map(
+      lambda new, old: accumulators.rounded(new, old.dtype, step),
+      (tuple(momentum), second), (state.momentum, state.second))), inverse
+
+
+def _features(grad, inverse, param, state, decays, step, facts):
+  """Return (inputs of the MLP, tensor features, momentum_1 / sqrt(second)).
+
+  Args:
+    grad: [*S], before it is divided by the unit.
+    inverse: 1 / unit.
+    param: [*S].
+    state: statistics that include the gradient.
+    decays: of the statistics.
+    step: number of steps taken before this step.
+    facts: see `_facts`.
+  """
+  single = lambda x: [x.reshape((1,) * grad.ndim)]
+  wide = lambda x: x.astype(jnp.float32)
+  second_mean = jnp.mean(wide(state.second))
+  squares = jnp.stack([jnp.mean(jnp.square(wide(x))) for x in state.momentum])
+  tensor = jnp.concatenate([units.noise(
+      squares, second_mean, decays.momentum, decays.second, step), facts])
+
+  def element(x):
+    grad, momentum = x["grad"] * x["inverse"], wide(x["momentum"])
+    root, root_feature = units.inverse_root(wide(x["second"]), x["second_mean"])
+    return (grad * root, momentum * root, momentum, x["param"],
+            grad * root * momentum * root, root_feature)
+
+  # Corrected for bias, as in Adam.
+  steps = step.astype(jnp.float32) + 1
+  bias = jnp.sqrt(1 - decays.second**steps) / (1 - decays.momentum[0]**steps)
+  root, _ = units.inverse_root(wide(state.second), second_mean)
+  features = features_lib.Features(
+      element, dict(grad=[grad], inverse=single(inverse), param=[param],
+                    momentum=state.momentum, second=[state.second],
+                    second_mean=single(second_mean)),
+      None, None, lambda _: tensor, units.inverse_rms, CLIP,
+      _layout(len(state.momentum)), gate=lambda x: x["second"] > 0,
+      odd=2 * len(state.momentum) + 2)
+  return features, tensor, wide(state.momentum[0]) * root * bias
+
+
+def _layout(momenta):
+  """Return the rows of w0; there are no row and column features."""
+  odd, even, _ = _counts(momenta)
+  none = np.zeros(0, np.int32)
+  return features_lib.FeatureRows(np.arange(odd + even), none, none)
