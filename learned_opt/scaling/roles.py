@@ -14,9 +14,10 @@ treated as a matrix, unless
 * it is declared to be a "vector".
 """
 
-import collections
+import dataclasses
 import fnmatch
 import math
+import numbers
 from typing import Any, Callable, Mapping, NamedTuple, TypeVar
 
 import jax
@@ -24,6 +25,7 @@ import optax
 
 from learned_opt import base as base_lib
 from learned_opt.scaling import axis_rules
+from learned_opt.scaling import beside
 from learned_opt.scaling import fan
 from learned_opt.scaling import residual_depth
 
@@ -195,29 +197,51 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   _check(shapes, bases, delta_shapes)
   _check_extra(params, shapes, bases)
   declared = _declared(overrides or {}, bases)
-  depths, stacks = ({}, {}) if deeper_shapes is None else residual_depth.find(
+  depths, layer_axes = ({}, {}) if deeper_shapes is None else residual_depth.find(
       bases, by_path(deeper_shapes), {
           path for path, x in declared.items() if x.depth is not None})
-  kernels = _kernels_with_bias(bases)
+  trees = bases, deltas
+  partners = beside.partners(trees, layout)
+  stacks = {path: axis_rules.from_front(declared[path].stack if path in declared
+                                        else layer_axes.get(path), len(shape))
+            for path, shape in bases.items()}
   infos: dict[str, ParamInfo] = {}
   for path, shape in shapes.items():
     override = declared.get(path, Override())
-    pairs, is_bias = _pairs(path, kernels, (bases, deltas))
+    kernel, bias = partners.get(path, (path, path))
+    partner = kernel if path == bias else bias
     evidence = axis_rules.Evidence(
         shape, bases[path], deltas.get(path, shape), path=path,
-        stack=override.stack or stacks.get(path, ()), layout=layout,
-        role=override.role, inputs=override.inputs, outputs=override.outputs,
-        pairs=pairs, is_bias=is_bias)
+        stack=stacks[path], layout=layout, role=override.role,
+        inputs=override.inputs, outputs=override.outputs,
+        pairs=beside.pairs_of(kernel, bias, trees) if kernel != bias else (),
+        is_bias=path == bias != kernel, partner_stack=stacks[partner])
+    if override[:3] == (None, None, None) and layout == "in_out":
+      evidence = dataclasses.replace(
+          evidence, inputs=beside.inputs_after_heads(path, trees))
     try:
       info = _param_info(evidence)
+      if info.role == "output" and not evidence.pairs and override == (
+          Override()):
+        _check_gain(path, trees)
     except ValueError as e:
       raise ValueError(f"Parameter {path}: {e}") from e
-    depth = _depth(path, shape, override, depths, stacks)
+    depth = _depth(path, shape, override, depths, layer_axes)
     infos[path] = info if depth is None else info._replace(
         depth=depth, base_depth=base_depth)
   if readout:
     _check_readout(infos)
   return infos
+
+
+def _check_gain(path: str, trees: tuple[dict[str, Shape], ...]) -> None:
+  """Raise ValueError if a readout may as well be a gain of heads."""
+  kernel = beside.part_of_a_kernel(path, trees)
+  if kernel:
+    raise ValueError(
+        f"its axes {trees[0][path]} are two of the axes of {kernel}, "
+        f"{trees[0][kernel]}: it may be a gain of heads or a matrix. " +
+        axis_rules.HOW % path)
 
 
 def _check_extra(params: Any, shapes: dict[str, Shape],
@@ -274,6 +298,9 @@ def _declared(overrides: Mapping[str, str | Override], bases: dict[str, Shape]
   declared: dict[str, Override] = {}
   for pattern, value in overrides.items():
     override = Override(value) if isinstance(value, str) else value
+    if not isinstance(override, Override):
+      raise ValueError(f"The override of {pattern!r} must be a role or a "
+                       f"scaling.Override, got {override!r}.")
     if override.role is not None and override.role not in axis_rules.ROLES:
       raise ValueError(f"Unknown role {override.role!r} for {pattern!r}; "
                        f"available: {', '.join(axis_rules.ROLES)}.")
@@ -282,41 +309,41 @@ def _declared(overrides: Mapping[str, str | Override], bases: dict[str, Shape]
       raise ValueError(f"The override {pattern!r} fits none of the paths "
                        f"{', '.join(sorted(bases))}.")
     for path in matching:
+      _check_override(path, override, bases[path])
       if declared.setdefault(path, override) != override:
         raise ValueError(f"Two overrides fit {path}: {declared[path]} and "
                          f"{override}.")
   return declared
 
 
-def _kernels_with_bias(bases: dict[str, Shape]) -> dict[str, tuple[str, str]]:
-  """Return {path: (kernel, bias)} for modules of exactly two parameters.
+def _check_override(path: str, override: Override, shape: Shape) -> None:
+  """Raise ValueError unless axes are axes of the shape, and depth a number."""
+  owners: dict[int, str] = {}
+  for field in ("inputs", "outputs", "stack"):
+    axes = getattr(override, field)
+    say = f"The override of {path} has {field}={axes!r}, but "
+    if axes is None:
+      continue
+    if not isinstance(axes, (tuple, list)) or not all(map(_is_int, axes)):
+      raise ValueError(say + f"{field} must be a tuple of axes, such as (0,).")
+    for axis in axes:
+      if not -len(shape) <= axis < len(shape):
+        have = (f"axes 0 to {len(shape) - 1}" if shape else "no axes")
+        raise ValueError(say + f"the base shape {shape} has {have}.")
+      if axis % len(shape) in owners:
+        raise ValueError(
+            say + f"axis {axis} is among its {owners[axis % len(shape)]}: name "
+            "each axis once.")
+      owners[axis % len(shape)] = field
+  if override.depth is not None and not (
+      _is_int(override.depth) and override.depth > 0):
+    raise ValueError(
+        f"The override of {path} has depth={override.depth!r}, but depth must "
+        "be a number of residual blocks, 1 outside of blocks.")
 
-  The kernel is the larger of the two and has two axes or more. Names are not
-  looked at: any two parameters are such a pair until their shapes say no (see
-  `axis_rules.Evidence.num_outputs`).
-  """
-  modules = collections.defaultdict(list)
-  for path in bases:
-    modules[path.rpartition("/")[0]].append(path)
-  kernels = {}
-  for paths in modules.values():
-    if len(paths) == 2:
-      small, large = sorted(paths, key=lambda path: math.prod(bases[path]))
-      if len(bases[large]) > 1 and (
-          math.prod(bases[small]) < math.prod(bases[large])):
-        kernels[small] = kernels[large] = (large, small)
-  return kernels
 
-
-def _pairs(path: str, kernels: dict[str, tuple[str, str]],
-           trees: tuple[dict[str, Shape], ...]
-           ) -> tuple[tuple[tuple[Shape, Shape], ...], bool]:
-  """Return `axis_rules.Evidence.pairs` and `.is_bias` of one parameter."""
-  if path not in kernels:
-    return (), False
-  kernel, bias = kernels[path]
-  return tuple((shapes[kernel], shapes[bias]) for shapes in trees
-               if kernel in shapes and bias in shapes), path == bias
+def _is_int(x: Any) -> bool:
+  return isinstance(x, numbers.Integral) and not isinstance(x, bool)
 
 
 def _depth(path: str, shape: Shape, override: Override, depths: dict[str, int],
@@ -348,7 +375,7 @@ def _param_info(evidence: axis_rules.Evidence) -> ParamInfo:
       canonical(delta), canonical(base_shape)))
   info = ParamInfo(
       "", canonical(shape), canonical(base_shape), grows, inputs, outputs,
-      axis_rules.from_front(evidence.stack, len(shape)), open=axis_rule.open)
+      evidence.whole_stack, open=axis_rule.open)
   role = info.at(fan.role)
   # A table counts as an input here; its declared role says more.
   if evidence.role not in (None, role, *axis_rules.TABLES):
