@@ -185,7 +185,9 @@ def _wrong_layout(e: Evidence) -> Split:
   raise ValueError(
       f"beside the kernel {kernel} there is a bias {bias}, the "
       f"size of its inputs under the layout {e.layout!r}. If kernels are "
-      f"stored the other way round, say layout={e.other_layout!r}.")
+      f"stored the other way round, say layout={e.other_layout!r}; if not, "
+      f"declare its axes: overrides={{{e.path!r}: scaling.Override(inputs="
+      "(...), outputs=(...))}.")
 
 
 def _table_or_readout(e: Evidence) -> Split:
@@ -220,7 +222,8 @@ class AxisRule(NamedTuple):
       its error message matches.
     reason: reason for the result, or for leaving it open.
     open: question that shapes leave open, "" for none. Multipliers relative to
-      the base width do not depend on the answer; fan-in and fan-out do.
+      the base width do not depend on the answer, except for decay; fan-in and
+      fan-out do.
   """
 
   applies: Callable[[Evidence], bool]
@@ -235,7 +238,6 @@ class AxisRule(NamedTuple):
 # Shapes of (kernel, bias) for the examples, at two widths.
 _QUERIES = ((16, 4, 4), (4, 4)), ((64, 16, 4), (16, 4))
 _LINEAR = ((16, 5), (16,)), ((64, 5), (64,))
-
 
 
 def _twins(*first: int) -> tuple[beside.Pair, ...]:
@@ -293,8 +295,7 @@ AXIS_RULES = (
              "scale of a LayerNorm over all axes (height, width, channels)",
              Evidence((8, 8, 64), (8, 8, 16), pairs=_twins(8, 8)),
              ((0, 1), (2,)), "Two tables of positions have the same shape.",
-             open="whether it is a gain or offset of a norm, which would not "
-             "decay"),
+             open="whether it is a gain or offset, a \"vector\""),
     # 3. The axes that grow tell.
     AxisRule(lambda e: len(e.grows) > 2, _unknown,
              "queries, number and size of heads grow",

@@ -51,8 +51,18 @@ def _sizes(shapes: Sequence[base.Shape], stack: Axes = ()
   return axes, [sizes[i] for i in axes]
 
 
+def _sizes_of(path: str, trees: Sequence[Shapes]) -> list[Size]:
+  """Return the sizes of all axes of a parameter."""
+  return _sizes([shapes[path] for shapes in trees if path in shapes])[1]
+
+
 def _grows(size: Size) -> bool:
   return len(set(size)) > 1
+
+
+def _growing(sizes: list[Size]) -> list[int]:
+  """Return the indices of the sizes that grow."""
+  return [i for i, size in enumerate(sizes) if _grows(size)]
 
 
 def _without_ones(axes: Axes, sizes: list[Size]) -> tuple[Axes, list[Size]]:
@@ -116,8 +126,8 @@ def _fit_last(kernel: tuple[Axes, list[Size]], bias: tuple[Axes, list[Size]]
   else:
     return None
   inputs = [i for i in range(rank) if i not in (*stack, *outputs)]
-  named = lambda indices: tuple(axes[i] for i in indices)
-  return Reading(named(inputs), named(outputs), named(stack),
+  return Reading(tuple(axes[i] for i in inputs), tuple(
+      axes[i] for i in outputs), tuple(axes[i] for i in stack),
                  tuple(bias_axes[i] for i in stack))
 
 
@@ -237,26 +247,26 @@ def _gain_of_child(path: str, below: list[str], shapes: Shapes
   return {path: (kernels[0], path)}
 
 
-def inputs_after_heads(path: str, trees: Sequence[Shapes]) -> Axes | None:
-  """Return the inputs of queries (heads, width, head size); None if others.
+def inputs_of_heads(path: str, trees: Sequence[Shapes]) -> Axes | None:
+  """Return the inputs of queries, keys or values; None if shapes tell.
 
-  Queries (width, heads, head size) look alike. The outputs of the attention
-  (heads, head size, width) tell which of the first two axes is the width.
+  They may be (width, heads, head size) or (heads, width, head size), and the
+  number of heads may be fixed. The outputs of the attention, (heads, head size,
+  width), tell which axis is the width.
 
   Args:
     path: path of the parameter.
     trees: see `partners`.
   """
-  grow = lambda sizes: [i for i, size in enumerate(sizes) if _grows(size)]
-  sizes_of = lambda path: _sizes(
-      [shapes[path] for shapes in trees if path in shapes])[1]
-  sizes = sizes_of(path)
-  if len(sizes) != 3 or grow(sizes) != [0, 1]:
+  sizes = _sizes_of(path, trees)
+  if len(sizes) != 3 or _growing(sizes) not in ([0, 1], [0], [1]):
     return None
-  others = [sizes_of(other) for other, shape in trees[0].items()
-            if len(shape) == 3 and other != path]
-  widths = {x[2] for x in others if grow(x) == [0, 2] and x[1] == sizes[2]}
-  return (1,) if sizes[1] in widths and sizes[0] not in widths else None
+  others = [_sizes_of(other, trees) for other, shape in trees[0].items()
+            if len(shape) == 3]
+  widths = [x[2] for x in others
+            if _growing(x) == [0, 2] and x[1] == sizes[2]]
+  inputs = [i for i in (0, 1) if sizes[i] in widths]
+  return (inputs[0],) if len(inputs) == 1 else None
 
 
 def part_of_a_kernel(path: str, trees: Sequence[Shapes]) -> str:
@@ -268,13 +278,11 @@ def part_of_a_kernel(path: str, trees: Sequence[Shapes]) -> str:
     path: path of the parameter.
     trees: see `partners`.
   """
-  sizes_of = lambda path: _sizes(
-      [shapes[path] for shapes in trees if path in shapes])[1]
-  sizes = sizes_of(path)
+  sizes = _sizes_of(path, trees)
   for other, shape in trees[0].items():
     if len(shape) > 2 == len(sizes):
-      found = sizes_of(other)
-      if sum(map(_grows, found)) == 2 and sizes in (
-          [found[i:i + 2] for i in range(len(found) - 1)]):
+      found = _sizes_of(other, trees)
+      if len(_growing(found)) == 2 and any(
+          found[i:i + 2] == sizes for i in range(len(found) - 1)):
         return other
   return ""

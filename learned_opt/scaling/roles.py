@@ -1,23 +1,19 @@
 """Role, fan-in and fan-out of each parameter, from a network at two widths.
 
-Nothing is stored on arrays. Where shapes do not tell what a parameter is,
-`infer` raises an error that says what to declare. Names of parameters matter in
-three places only: in overrides, for the two parameters of one module, and for
-`deeper_shapes`.
+Nothing is stored on arrays. Where its shapes do not tell what a parameter is,
+the parameters beside it do, or `infer` raises an error that says what to
+declare. Names of parameters matter in three places only: in overrides, for
+which parameters are in one module, and for `deeper_shapes`.
 
-Limitation: a bias or gain of two axes looks like a matrix and is silently
-treated as a matrix, unless
+Limitation: a bias or gain of several axes that stands alone in its module looks
+like a table of positions or like a kernel, and is treated as one, unless
 
-* it is the only other parameter in its kernel's module, such as a bias (heads,
-  head size);
-* `deeper_shapes` shows that one of its axes is a stack of layers;
+* it has the axes of heads in a kernel elsewhere: then it is an error;
+* `deeper_shapes` shows that all but one of its axes are stacks of layers;
 * it is declared to be a "vector".
 """
 
-import dataclasses
-import fnmatch
 import math
-import numbers
 from typing import Any, Callable, Mapping, NamedTuple, TypeVar
 
 import jax
@@ -27,37 +23,17 @@ from learned_opt import base as base_lib
 from learned_opt.scaling import axis_rules
 from learned_opt.scaling import beside
 from learned_opt.scaling import fan
+from learned_opt.scaling import overrides as overrides_lib
 from learned_opt.scaling import residual_depth
 
 Shape = base_lib.Shape
+Override = overrides_lib.Override
 T = TypeVar("T")
 
 # Arguments of `infer` that say what shapes do not say. Whatever takes
 # base_shapes takes these arguments, too.
 SETTINGS = ("delta_shapes", "deeper_shapes", "base_depth", "overrides",
             "layout", "readout")
-
-
-class Override(NamedTuple):
-  """Declaration of the user about one parameter; None where shapes decide.
-
-  Attributes:
-    role: "input", "hidden", "output", "vector" (biases, gains), "fixed" (no
-      axis grows), "embedding" (a table whose rows are looked up) or "tied" (an
-      embedding that is the readout as well).
-    inputs: axes that are summed over where the parameter is used.
-    outputs: axes of the result.
-    stack: axes of layers, experts or copies; each index of these axes is
-      treated as a parameter of its own.
-    depth: number of consecutive residual blocks; the parameter is in one of
-      them. 1 outside of blocks.
-  """
-
-  role: str | None = None
-  inputs: tuple[int, ...] | None = None
-  outputs: tuple[int, ...] | None = None
-  stack: tuple[int, ...] = ()
-  depth: int | None = None
 
 
 class ParamInfo(NamedTuple):
@@ -80,7 +56,8 @@ class ParamInfo(NamedTuple):
     base_depth: number of blocks at which multipliers for depth are 1; 1 outside
       of blocks.
     open: question that shapes leave open, "" for none. Multipliers relative to
-      the base width do not depend on the answer; fan-in and fan-out do.
+      the base width do not depend on the answer, except for decay; fan-in and
+      fan-out do.
   """
 
   role: str
@@ -151,9 +128,8 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
           layout: str = "in_out", readout: bool = True) -> dict[str, ParamInfo]:
   """Return {path: ParamInfo}: role, fan-in, fan-out and depth of parameters.
 
-  Declare a bias or gain of two axes "vector" if its module has more parameters
-  than the kernel, or if it is stacked over layers: otherwise it is treated as a
-  matrix.
+  Declare a bias or gain of several axes "vector" if it is alone in its module:
+  otherwise it is treated as a table or matrix.
 
   Args:
     params: parameters of the network at hand, arrays or `jax.ShapeDtypeStruct`.
@@ -192,46 +168,69 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   if layout not in axis_rules.LAYOUTS:
     raise ValueError(f"Unknown layout {layout!r}; available: "
                      f"{', '.join(axis_rules.LAYOUTS)}.")
+  if not overrides_lib.is_int(base_depth) or base_depth < 1:
+    raise ValueError("base_depth must be a number of residual blocks, at least "
+                     f"1, got {base_depth!r}.")
   shapes, bases = by_path(params), by_path(base_shapes)
   deltas = shapes if delta_shapes is None else by_path(delta_shapes)
   _check(shapes, bases, delta_shapes)
   _check_extra(params, shapes, bases)
-  declared = _declared(overrides or {}, bases)
-  depths, layer_axes = ({}, {}) if deeper_shapes is None else residual_depth.find(
+  declared = overrides_lib.by_path(overrides or {}, bases)
+  depths, layers = ({}, {}) if deeper_shapes is None else residual_depth.find(
       bases, by_path(deeper_shapes), {
           path for path, x in declared.items() if x.depth is not None})
   trees = bases, deltas
-  partners = beside.partners(trees, layout)
-  stacks = {path: axis_rules.from_front(declared[path].stack if path in declared
-                                        else layer_axes.get(path), len(shape))
-            for path, shape in bases.items()}
+  stacks = {path: axis_rules.from_front(
+      declared.get(path, Override()).stack or layers.get(path),
+      len(bases[path])) for path in bases}
+  evidence_of = _evidence(shapes, trees, layout, stacks, declared)
   infos: dict[str, ParamInfo] = {}
   for path, shape in shapes.items():
     override = declared.get(path, Override())
-    kernel, bias = partners.get(path, (path, path))
-    partner = kernel if path == bias else bias
-    evidence = axis_rules.Evidence(
-        shape, bases[path], deltas.get(path, shape), path=path,
-        stack=stacks[path], layout=layout, role=override.role,
-        inputs=override.inputs, outputs=override.outputs,
-        pairs=beside.pairs_of(kernel, bias, trees) if kernel != bias else (),
-        is_bias=path == bias != kernel, partner_stack=stacks[partner])
-    if override[:3] == (None, None, None) and layout == "in_out":
-      evidence = dataclasses.replace(
-          evidence, inputs=beside.inputs_after_heads(path, trees))
     try:
+      evidence = evidence_of(path)
       info = _param_info(evidence)
-      if info.role == "output" and not evidence.pairs and override == (
-          Override()):
+      if info.role == "output" and not evidence.pairs and (
+          override._replace(depth=None) == Override()):
         _check_gain(path, trees)
     except ValueError as e:
       raise ValueError(f"Parameter {path}: {e}") from e
-    depth = _depth(path, shape, override, depths, layer_axes)
+    depth = _depth(path, shape, override, depths, layers)
     infos[path] = info if depth is None else info._replace(
         depth=depth, base_depth=base_depth)
   if readout:
     _check_readout(infos)
   return infos
+
+
+def _evidence(
+    shapes: dict[str, Shape], trees: tuple[dict[str, Shape], ...], layout: str,
+    stacks: dict[str, tuple[int, ...]], declared: dict[str, Override]
+    ) -> Callable[[str], axis_rules.Evidence]:
+  """Return a function of a path: the evidence about this parameter.
+
+  Args:
+    shapes: of the network at hand.
+    trees: shapes at the base width, and at the width to compare with it.
+    layout: see `infer`.
+    stacks: known stacks.
+    declared: see `overrides.by_path`.
+  """
+  partners = beside.partners(trees, layout)
+
+  def evidence(path: str) -> axis_rules.Evidence:
+    role, inputs, outputs, *_ = declared.get(path, Override())
+    if (role, inputs, outputs, layout) == (None, None, None, "in_out"):
+      inputs = beside.inputs_of_heads(path, trees)
+    kernel, bias = partners.get(path, (path, path))
+    return axis_rules.Evidence(
+        shapes[path], trees[0][path], trees[1].get(path, shapes[path]),
+        path=path, stack=stacks[path], layout=layout, role=role, inputs=inputs,
+        outputs=outputs, is_bias=path == bias != kernel,
+        pairs=beside.pairs_of(kernel, bias, trees) if kernel != bias else (),
+        partner_stack=stacks[kernel if path == bias else bias])
+
+  return evidence
 
 
 def _check_gain(path: str, trees: tuple[dict[str, Shape], ...]) -> None:
@@ -290,60 +289,6 @@ def _check_readout(infos: dict[str, ParamInfo]) -> None:
         "fixed number of outputs. If an embedding is the readout as well, "
         "declare it: overrides={'path of the embedding': 'tied'}. If the "
         "outputs of the network grow with its width, say readout=False.")
-
-
-def _declared(overrides: Mapping[str, str | Override], bases: dict[str, Shape]
-              ) -> dict[str, Override]:
-  """Return {path: override}; raise ValueError if an override fits no path."""
-  declared: dict[str, Override] = {}
-  for pattern, value in overrides.items():
-    override = Override(value) if isinstance(value, str) else value
-    if not isinstance(override, Override):
-      raise ValueError(f"The override of {pattern!r} must be a role or a "
-                       f"scaling.Override, got {override!r}.")
-    if override.role is not None and override.role not in axis_rules.ROLES:
-      raise ValueError(f"Unknown role {override.role!r} for {pattern!r}; "
-                       f"available: {', '.join(axis_rules.ROLES)}.")
-    matching = [path for path in bases if fnmatch.fnmatchcase(path, pattern)]
-    if not matching:
-      raise ValueError(f"The override {pattern!r} fits none of the paths "
-                       f"{', '.join(sorted(bases))}.")
-    for path in matching:
-      _check_override(path, override, bases[path])
-      if declared.setdefault(path, override) != override:
-        raise ValueError(f"Two overrides fit {path}: {declared[path]} and "
-                         f"{override}.")
-  return declared
-
-
-def _check_override(path: str, override: Override, shape: Shape) -> None:
-  """Raise ValueError unless axes are axes of the shape, and depth a number."""
-  owners: dict[int, str] = {}
-  for field in ("inputs", "outputs", "stack"):
-    axes = getattr(override, field)
-    say = f"The override of {path} has {field}={axes!r}, but "
-    if axes is None:
-      continue
-    if not isinstance(axes, (tuple, list)) or not all(map(_is_int, axes)):
-      raise ValueError(say + f"{field} must be a tuple of axes, such as (0,).")
-    for axis in axes:
-      if not -len(shape) <= axis < len(shape):
-        have = (f"axes 0 to {len(shape) - 1}" if shape else "no axes")
-        raise ValueError(say + f"the base shape {shape} has {have}.")
-      if axis % len(shape) in owners:
-        raise ValueError(
-            say + f"axis {axis} is among its {owners[axis % len(shape)]}: name "
-            "each axis once.")
-      owners[axis % len(shape)] = field
-  if override.depth is not None and not (
-      _is_int(override.depth) and override.depth > 0):
-    raise ValueError(
-        f"The override of {path} has depth={override.depth!r}, but depth must "
-        "be a number of residual blocks, 1 outside of blocks.")
-
-
-def _is_int(x: Any) -> bool:
-  return isinstance(x, numbers.Integral) and not isinstance(x, bool)
 
 
 def _depth(path: str, shape: Shape, override: Override, depths: dict[str, int],
