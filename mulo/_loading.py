@@ -17,6 +17,7 @@ from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles
 from mulo import _horizon_warnings as horizon_warnings
 from mulo import _hub as hub
+from mulo import _published_layouts as published_layouts
 from mulo import _rates as rates
 
 save = artifact_lib.write
@@ -121,7 +122,8 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
   Raises:
     FileNotFoundError: see `read`.
     ArtifactError, ImportError: see `read`.
-    ValueError: a setting does not fit the optimizer or theta; a rate is neither
+    ValueError: a setting does not fit the optimizer or theta, or is missing
+      from weights that were converted (see `mulo.convert`); a rate is neither
       finite nor a schedule; num_steps is not positive, or missing where
       meta-training had a horizon; or base_shapes are missing. `init` raises
       ValueError if base_shapes or parameters do not fit or are no real arrays.
@@ -147,6 +149,9 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
       x: settings.pop(x) for x in roles.SETTINGS if x in settings})
   artifact = dataclasses.replace(
       artifact, settings=artifact.settings | settings)
+  # A file that was converted before these settings existed lacks them.
+  published_layouts.check_switches(
+      artifact.record.get("converted_from"), artifact.settings)
   _check_num_steps(artifact, name_or_path, num_steps)
   # Called here, not in a helper: its warning names the caller of `load`.
   horizon_warnings.check_horizon(artifact, name_or_path, num_steps)

@@ -30,6 +30,8 @@ class PublishedLayout(NamedTuple):
     transposed: whether published matrices are transposed, as in torch.
     arguments: paths in theta whose arrays are not in the files, but arguments
       of `convert`.
+    switches: settings in which published files differ without saying so, and
+      which are therefore arguments of `convert`.
   """
 
   optimizer: str
@@ -37,6 +39,7 @@ class PublishedLayout(NamedTuple):
   sizes: dict[str, tuple[str, int]]
   transposed: bool = False
   arguments: tuple[str, ...] = ()
+  switches: tuple[str, ...] = ()
 
 
 _DECAYS = ("momentum_decays", "rms_decays", "adafactor_decays")
@@ -96,7 +99,8 @@ LAYOUTS = {
         "velo", _hyper_v2(),
         {"lstm_hidden": ("rnn_params/step_size/w", 0),
          "bank": ("rnn_params/rnn_to_controls/b", 0),
-         "hidden": ("ff_mod_stack/~/b0", 1)}),
+         "hidden": ("ff_mod_stack/~/b0", 1)},
+        switches=("use_bugged_loss_features", "use_bugged_next_lstm_state")),
     "celo2": PublishedLayout(
         "celo2", _first_in_blocks(), {"hidden": ("ff_mod_stack/~/b0", 0)}),
     "pylo/meta_mlp": PublishedLayout(
@@ -126,6 +130,10 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
   * "pylo/meta_mlp", adafac_mlp: network.input.weight (w0, transposed as in
     torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
     network.output holds w2 and b2.
+
+  Files of VeLO do not say two settings in which they differ: pass
+  use_bugged_loss_features and use_bugged_next_lstm_state, as they were in the
+  meta-training of the weights. For the final VeLO, both are False.
 
   PyLO has the learned decays in its code, not in its files. Pass them as the
   settings momentum_decays, rms_decays and adafactor_decays. The values are
@@ -173,6 +181,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
           f"{name} has the shape {list(given[name])}, which has no axis "
           f"{axis}. The size of this axis is the setting {setting}.")
     settings.setdefault(setting, given[name][axis])
+  given_settings = settings
   settings = optimizers.all_settings(published.optimizer, **settings)
   lopt = optimizers.get(published.optimizer, **settings)
   expected = shapes(published, jax.eval_shape(lopt.init, jax.random.key(0)))
@@ -181,12 +190,30 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     raise ValueError(
         f"These arrays are not those of {layout} with the settings {settings}. "
         f"Expected {_listed(expected, wrong)}, found {_listed(given, wrong)}.")
+  check_switches(layout, given_settings)
   flat = arguments | {
       path: _joined(published, [arrays[name] for name in names])
       for path, names in published.names.items()}
   return artifact_lib.Artifact(
       published.optimizer, settings, parametrization,
       artifact_lib.unflatten(lopt, flat), {"converted_from": layout}, licence)
+
+
+def check_switches(layout: Any, settings: Mapping[str, Any]) -> None:
+  """Raise ValueError if settings lack those in which published files differ.
+
+  Args:
+    layout: name of the published layout; any other value passes.
+    settings: settings that were given or stored.
+  """
+  published = LAYOUTS.get(layout) if isinstance(layout, str) else None
+  missing = [x for x in published.switches if x not in settings
+             ] if published else []
+  if missing:
+    raise ValueError(
+        f"{layout} files differ in {' and '.join(missing)} without saying so: "
+        "give the values that the weights were meta-trained with, such as "
+        f"{', '.join(f'{x}=False' for x in missing)}.")
 
 
 def _numbers(name: str, x: Any) -> np.ndarray:
