@@ -271,9 +271,9 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
     layout = layouts[rng.integers(len(layouts))]
     arrays, arguments = published(layout)
     arrays = odd_arrays(rng, arrays)
-    settings = {x: arguments.pop(x)
-                for x in published_layouts.LAYOUTS[layout].switches}
-    settings |= odd_arrays(rng, arguments) if arguments else {}
+    settings = dict(arguments)
+    if published_layouts.LAYOUTS[layout].arguments:
+      settings = odd_arrays(rng, settings)
     if rng.random() < 0.3 and arrays:
       arrays[list(arrays)[0]] = odd(rng)
     if rng.random() < 0.5:

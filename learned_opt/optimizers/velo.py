@@ -92,8 +92,8 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
   Raises:
     ValueError: a size is not a positive integer, a multiplier is not a positive
-      number, a "bugged" setting is no boolean, or the lowering is unknown. `opt_fn` raises ValueError without
-      num_steps, and `update` without value.
+      number, a "bugged" setting is no boolean, or the lowering is unknown.
+      `opt_fn` raises ValueError without num_steps, and `update` without value.
   """
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, interpolation=interpolation)
