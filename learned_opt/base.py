@@ -1,4 +1,4 @@
-"""The two interfaces of this package, and checks of settings."""
+"""The two interfaces of this package, paths, and checks of settings."""
 
 import math
 from typing import Any, Callable, NamedTuple, TypeAlias
@@ -17,9 +17,11 @@ class LearnedOptimizer(NamedTuple):
 
   Attributes:
     init: `init(key) -> theta`, a pytree (nested dicts) of float32 arrays.
-    opt_fn: `opt_fn(theta, *, num_steps=None)` returns an
+    opt_fn: `opt_fn(theta, *, num_steps=None, stacks=None)` returns an
       `optax.GradientTransformationExtraArgs` whose `update` needs `params`.
       `num_steps` is the horizon (inner steps), for optimizers that use it.
+      `stacks` are {path: axes} of parameters that hold several layers, see
+      `learned_opt.stacks`; the argument may be missing.
   """
 
   init: Callable[[jax.Array], Theta]
@@ -63,6 +65,18 @@ class Parametrization(NamedTuple):
   gradient_scale: ShapeFn = lambda shape, base_shape: 1.0
   branch_mult: Callable[[int], float] = lambda depth: 1.0
   block_update_mult: Callable[[int], float] = lambda depth: 1.0
+
+
+def path_of(path: tuple[Any, ...]) -> str:
+  """Return the keys of a tree joined by "/".
+
+  The last key of a box of flax, "value", is left out: it is missing inside of
+  nnx's own optimizer.
+  """
+  if len(path) > 1 and isinstance(
+      path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+    path = path[:-1]
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def check_params(params: Any) -> None:

@@ -5,16 +5,17 @@ from mulo import scaling
 from mulo._coord_check import CoordCheckReport
 from mulo._coord_check import coord_check
 from mulo._foreign_files import read_arrays
-from mulo._horizon_warnings import BeyondTrainingWarning
 from mulo._loading import list_pretrained
 from mulo._loading import load
 from mulo._loading import read
 from mulo._loading import save
 from mulo._published_layouts import convert
+from mulo._warnings import BeyondTrainingWarning
+from mulo._warnings import StackWarning
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
-           "convert", "coord_check", "list_pretrained", "load", "read",
-           "read_arrays", "save", "scaling"]
+           "StackWarning", "convert", "coord_check", "list_pretrained", "load",
+           "read", "read_arrays", "save", "scaling"]
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib.resources
 from importlib.resources import abc
 import numbers
@@ -12,13 +13,14 @@ import jax
 import optax
 
 from learned_opt import artifact as artifact_lib
+from learned_opt import stacks as stacks_lib
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles
-from mulo import _horizon_warnings as horizon_warnings
 from mulo import _hub as hub
 from mulo import _published_layouts as published_layouts
 from mulo import _rates as rates
+from mulo import _warnings as warnings
 
 save = artifact_lib.write
 
@@ -109,7 +111,7 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
     trust: see `read`.
     **settings: arguments of `mulo.scaling.infer`, such as `overrides` for roles
       that shapes do not show (embeddings need none), `layout="out_in"` for
-      equinox and `deeper_shapes` for layers stacked on a leading axis. All
+      equinox and `deeper_shapes` for layers stacked on an axis. All
       others are settings of the optimizer that replace those of meta-training.
       `accumulator_dtype="bfloat16"` halves the state; `lowering` and
       `recompute` choose how the update is computed, see
@@ -122,8 +124,7 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
   Raises:
     FileNotFoundError: see `read`.
     ArtifactError, ImportError: see `read`.
-    ValueError: a setting does not fit the optimizer or theta, or is missing
-      from weights that were converted (see `mulo.convert`); a rate is neither
+    ValueError: a setting does not fit the optimizer or theta; a rate is neither
       finite nor a schedule; num_steps is not positive, or missing where
       meta-training had a horizon; or base_shapes are missing. `init` raises
       ValueError if base_shapes or parameters do not fit or are no real arrays.
@@ -149,15 +150,12 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
       x: settings.pop(x) for x in roles.SETTINGS if x in settings})
   artifact = dataclasses.replace(
       artifact, settings=artifact.settings | settings)
-  # A file that was converted before these settings existed lacks them.
-  published_layouts.check_switches(
-      artifact.record.get("converted_from"), artifact.settings)
   _check_num_steps(artifact, name_or_path, num_steps)
   # Called here, not in a helper: its warning names the caller of `load`.
-  horizon_warnings.check_horizon(artifact, name_or_path, num_steps)
+  warnings.check_horizon(artifact, name_or_path, num_steps)
   tx = optax.chain(
       *_learned_links(artifact, name_or_path, num_steps, scaling),
-      *_rate_links(weight_decay, learning_rate))
+      *_rate_links(weight_decay, learning_rate, _stacks(**scaling)))
   return _loaded(tx, artifact, name_or_path, scaling)
 
 
@@ -173,10 +171,15 @@ def _learned_links(
     scaling: base_shapes, forward and arguments of `mulo.scaling.infer`.
 
   Raises:
-    ValueError: base_shapes are missing.
+    ValueError: base_shapes are missing, or a setting that `mulo.convert` needs.
   """
+  # A file that was converted by an earlier version may lack settings.
+  published_layouts.check_switches(
+      artifact.record.get("converted_from"), artifact.settings)
   theta = jax.tree.map(jax.numpy.asarray, artifact.theta)
-  learned = artifact.lopt.opt_fn(theta, num_steps=num_steps)
+  stacks = _stacks(**scaling)
+  learned = artifact.lopt.opt_fn(
+      theta, num_steps=num_steps, **({"stacks": stacks} if stacks else {}))
   parametrization = parametrizations.get(artifact.parametrization)
   if not parametrization.needs_base_shapes:
     return [learned]
@@ -190,7 +193,19 @@ def _learned_links(
       parametrization, **scaling)]
 
 
-def _rate_links(weight_decay: Any, learning_rate: Any
+def _stacks(base_shapes: Any, *, deeper_shapes: Any = None,
+            overrides: Any = None, **_: Any) -> dict[str, tuple[int, ...]]:
+  """Return {path: axes} of parameters that hold several layers; see `load`."""
+  if base_shapes is not None:
+    return roles.stacks(
+        base_shapes, deeper_shapes=deeper_shapes, overrides=overrides)
+  if deeper_shapes is not None or overrides:
+    raise ValueError("deeper_shapes and overrides need base_shapes, the "
+                     "parameter shapes of the same network at another width.")
+  return {}
+
+
+def _rate_links(weight_decay: Any, learning_rate: Any, stacks: stacks_lib.Stacks
                 ) -> list[optax.GradientTransformation]:
   """Return the links for weight decay and learning rate; see `load`."""
   rates.check("learning_rate", learning_rate)
@@ -198,7 +213,7 @@ def _rate_links(weight_decay: Any, learning_rate: Any
   # Negative: learned updates are added, and no later link changes the sign.
   negative = (lambda step: -weight_decay(step)) if callable(
       weight_decay) else -weight_decay
-  return [rates.add_decay(negative, _is_matrix),
+  return [rates.add_decay(negative, functools.partial(_is_matrix, stacks)),
           optax.scale_by_learning_rate(learning_rate, flip_sign=False)]
 
 
@@ -224,9 +239,10 @@ def _check_num_steps(artifact: artifact_lib.Artifact, name: Any,
                        f"least 1, got {num_steps!r}.")
 
 
-def _is_matrix(params: Any) -> Any:
+def _is_matrix(stacks: stacks_lib.Stacks, params: Any) -> Any:
   """Return a tree like params: 1 for two axes or more, otherwise 0."""
-  return jax.tree.map(lambda p: float(p.ndim >= 2), params)
+  return stacks_lib.tree_map(
+      lambda p, axes: float(p.ndim - len(axes) >= 2), params, stacks)
 
 
 class _Loaded(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -251,13 +267,16 @@ def _loaded(
     scaling: see `_learned_links`.
   """
   parametrization = parametrizations.get(artifact.parametrization)
+  stacks = _stacks(**scaling)
   # Without multipliers, `load` ignores base_shapes, and so does the warning.
   if not parametrization.needs_base_shapes:
     scaling["base_shapes"] = None
 
   def init(params: optax.Params) -> optax.OptState:
     state = tx.init(params)
-    horizon_warnings.check_width(artifact, name, params, scaling["base_shapes"])
+    if not stacks:
+      warnings.check_stacks(params)
+    warnings.check_width(artifact, name, params, scaling["base_shapes"])
     return state
 
   loaded = _Loaded(init, tx.update)

@@ -5,7 +5,7 @@ with the shapes of the arrays. (In `learned_opt.scaling`, "layout" is the order
 of a kernel's axes.)
 """
 
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Collection, Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
-from learned_opt.update import velo_features
+from learned_opt.optimizers.shared import velo_features
 
 Shape = tuple[int, ...]
 
@@ -131,9 +131,8 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
     network.output holds w2 and b2.
 
-  Files of VeLO do not say two settings in which they differ: pass
-  use_bugged_loss_features and use_bugged_next_lstm_state, as they were in the
-  meta-training of the weights. For the final VeLO, both are False.
+  Files of VeLO do not have use_bugged_loss_features and
+  use_bugged_next_lstm_state: pass them, too. Both are False for the final VeLO.
 
   PyLO has the learned decays in its code, not in its files. Pass them as the
   settings momentum_decays, rms_decays and adafactor_decays. The values are
@@ -181,16 +180,12 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
           f"{name} has the shape {list(given[name])}, which has no axis "
           f"{axis}. The size of this axis is the setting {setting}.")
     settings.setdefault(setting, given[name][axis])
-  given_settings = settings
+  known = set(settings)
   settings = optimizers.all_settings(published.optimizer, **settings)
   lopt = optimizers.get(published.optimizer, **settings)
   expected = shapes(published, jax.eval_shape(lopt.init, jax.random.key(0)))
-  if expected != given:
-    wrong = [name for name in given if expected[name] != given[name]]
-    raise ValueError(
-        f"These arrays are not those of {layout} with the settings {settings}. "
-        f"Expected {_listed(expected, wrong)}, found {_listed(given, wrong)}.")
-  check_switches(layout, given_settings)
+  _check_shapes(given, expected, f"{layout} with the settings {settings}")
+  check_switches(layout, known)
   flat = arguments | {
       path: _joined(published, [arrays[name] for name in names])
       for path, names in published.names.items()}
@@ -199,12 +194,12 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
       artifact_lib.unflatten(lopt, flat), {"converted_from": layout}, licence)
 
 
-def check_switches(layout: Any, settings: Mapping[str, Any]) -> None:
+def check_switches(layout: Any, settings: Collection[str]) -> None:
   """Raise ValueError if settings lack those in which published files differ.
 
   Args:
     layout: name of the published layout; any other value passes.
-    settings: settings that were given or stored.
+    settings: names of the settings that were given or stored.
   """
   published = LAYOUTS.get(layout) if isinstance(layout, str) else None
   missing = [x for x in published.switches if x not in settings
@@ -247,6 +242,16 @@ def _arrays(published: PublishedLayout, layout: str,
         f"{sorted(known - set(flat_arrays))}, unexpected: "
         f"{sorted(map(str, set(flat_arrays) - known))}.")
   return {name: _numbers(name, x) for name, x in flat_arrays.items()}
+
+
+def _check_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape],
+                  what: str) -> None:
+  """Raise ValueError unless all shapes are as expected."""
+  wrong = [name for name in given if expected[name] != given[name]]
+  if wrong:
+    raise ValueError(
+        f"These arrays are not those of {what}. Expected "
+        f"{_listed(expected, wrong)}, found {_listed(given, wrong)}.")
 
 
 def _joined(published: PublishedLayout, blocks: list[np.ndarray]) -> np.ndarray:

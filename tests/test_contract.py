@@ -249,13 +249,13 @@ def make(step_mult: float = 0.1) -> base.LearnedOptimizer:
   def init(key):
     return {"log_step": jnp.zeros(2)}
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     def step_one(grad, param, momentum, step):
       momentum = 0.9 * momentum + grad
       size = step_mult * jnp.exp(theta["log_step"][min(grad.ndim, 2) - 1])
       return -size * jnp.sign(momentum), momentum
 
-    return per_parameter.transformation(jnp.zeros, step_one)
+    return per_parameter.transformation(jnp.zeros, step_one, stacks=stacks)
 
   return base.LearnedOptimizer(init, opt_fn)
 '''

@@ -12,9 +12,9 @@ import pytest
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 from learned_opt.optimizers import adafac_mlp
+from learned_opt.optimizers.shared import loss_features
 from learned_opt.update import accumulators
 from learned_opt.update import features as features_lib
-from learned_opt.update import loss_features
 import mulo
 from mulo import _published_layouts as published_layouts
 

@@ -17,14 +17,16 @@ ALLOWED = {
     "learned_opt": (),
     "learned_opt.base": (),
     "learned_opt.registry": (),
+    "learned_opt.stacks": ("learned_opt.base",),
     "learned_opt.artifact": (
         "learned_opt.base", "learned_opt.registry", "learned_opt.optimizers",
         "learned_opt.scaling.parametrizations"),
     # How an update is computed, and how it scales, know nothing of each other.
-    "learned_opt.update": ("learned_opt.base",),
+    "learned_opt.update": ("learned_opt.base", "learned_opt.stacks"),
     "learned_opt.scaling": ("learned_opt.base", "learned_opt.registry"),
     "learned_opt.optimizers": (
-        "learned_opt.base", "learned_opt.registry", "learned_opt.update"),
+        "learned_opt.base", "learned_opt.registry", "learned_opt.stacks",
+        "learned_opt.update"),
     "mulo": ("learned_opt",),
     "mulo.testing": (),
     "tasks": ("learned_opt.registry",),

@@ -27,3 +27,10 @@ def test_declarations_are_needed(case):
       infer()
   else:
     assert infer() != layer_types.stated(*case)
+
+
+def test_page():
+  for framework in ("flax", "equinox", "haiku"):
+    pytest.importorskip(framework)
+  assert PAGE.read_text() == layer_types.page(), (
+      "run: python -m tests.layer_types > docs/layer_types.md")

@@ -255,8 +255,8 @@ def test_width_without_base_shapes():
   shape = lambda *n: jax.ShapeDtypeStruct(n, np.float32)
   params = {"in": shape(784, 64), "hidden": shape(64, 64), "b": shape(9999),
             "conv": shape(3, 3, 16, 32), "vocabulary": shape(5000, 64)}
-  assert mulo._horizon_warnings.network_width(params, None) == 64
-  assert mulo._horizon_warnings.network_width({}, None) == 0
+  assert mulo._warnings.network_width(params, None) == 64
+  assert mulo._warnings.network_width({}, None) == 0
 
 
 def test_names_with_revision_and_file():

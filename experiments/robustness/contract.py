@@ -57,9 +57,10 @@ def learned(name: str, folder: pathlib.Path, **settings) -> Callable:
   return shared(functools.partial(mulo.load, path, num_steps=NUM_STEPS))
 
 
-def adamw(learning_rate=1e-2, weight_decay=0.0
+def adamw(learning_rate=1e-2, weight_decay=0.0, **shapes
           ) -> optax.GradientTransformation:
   """Return the registered AdamW, by default without decay."""
+  del shapes
   return baselines.get("adamw").make(learning_rate, weight_decay=weight_decay)
 
 
@@ -71,8 +72,12 @@ def shared(make: Callable) -> Callable:
   same: list = []
 
   # The contract looks up which parameters a factory has: name them.
-  def factory(learning_rate=None, weight_decay=0.0):
+  def factory(learning_rate=None, weight_decay=0.0, base_shapes=None,
+              deeper_shapes=None):
     given = {} if learning_rate is None else {"learning_rate": learning_rate}
+    # No optimizer here needs base_shapes for anything but stacks of layers.
+    if deeper_shapes is not None:
+      given |= {"base_shapes": base_shapes, "deeper_shapes": deeper_shapes}
     # The weight decay may also be a schedule or a traced array.
     if given or not isinstance(weight_decay, float) or weight_decay:
       return make(**given, weight_decay=weight_decay)

@@ -59,7 +59,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
       theta[name] = jnp.zeros(len(decays), jnp.float32)
     return theta
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     del num_steps
     decays = _decays(theta)
 
@@ -71,7 +71,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
                        update, lowering), acc
 
     init_one = lambda shape: accumulators.init(shape, accumulator_dtype)
-    return per_parameter.transformation(init_one, step_one)
+    return per_parameter.transformation(init_one, step_one, stacks=stacks)
 
   return base.LearnedOptimizer(init, opt_fn)
 

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base
+from learned_opt import stacks as stacks_lib
 from learned_opt.update import accumulators
-from learned_opt.update import lstm
+from learned_opt.optimizers.shared import lstm
 from learned_opt.update import mlp
 from learned_opt.update import orthogonal
 from learned_opt.update import per_parameter
-from learned_opt.update import velo_features
+from learned_opt.optimizers.shared import velo_features
 
 SECOND_DECAY = 0.95
 EPSILON = 1e-9  # added to mean squares
@@ -84,7 +85,7 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
       theta |= {f"{kind}{i}": x for kind, x in layer.items()}
     return theta
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     del num_steps
 
     def step_one(grad, param, acc, step):
@@ -97,11 +98,13 @@ def make(hidden: int = 8, step_mult: float = 0.001, newton_schulz: int = 5,
       return -step_mult * change * jax.lax.rsqrt(EPSILON + square), acc
 
     learned = per_parameter.transformation(
-        accumulators.init, step_one, in_turn=newton_schulz > 0)
+        accumulators.init, step_one, in_turn=newton_schulz > 0, stacks=stacks)
     if not adam:
       return learned
-    labels = lambda tree: jax.tree.map(
-        lambda x: "learned" if getattr(x, "ndim", 0) > 1 else "adam", tree)
+    rank = lambda x, axes: getattr(x, "ndim", 0) - len(axes)
+    labels = lambda tree: stacks_lib.tree_map(
+        lambda x, axes: "learned" if rank(x, axes) > 1 else "adam", tree,
+        stacks)
     return optax.partition(
         {"learned": learned, "adam": _adam(step_mult * adam_mult)}, labels)
 

@@ -43,8 +43,8 @@ def make(learning_rate: float = 0.001, b1: float = 0.9, b2: float = 0.999,
     del key
     return {name: jnp.float32(math.log(x)) for name, x in initial.items()}
 
-  def opt_fn(theta, *, num_steps=None):
-    del num_steps
+  def opt_fn(theta, *, num_steps=None, stacks=None):
+    del num_steps, stacks  # every entry is updated by itself
     x = {name: jnp.exp(log) for name, log in theta.items()}
     tx = optax.chain(
         optax.scale_by_adam(1 - x["b1"], 1 - x["b2"], x["epsilon"]),

@@ -51,7 +51,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
                      exp_mult=exp_mult)
   num_features = len(FEATURE_ROWS.element) + len(features_lib.TIME_SCALES)
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     del num_steps
 
     def step_one(grad, param, state, step):
@@ -65,7 +65,7 @@ def make(hidden: int = 32, step_mult: float = 0.001, exp_mult: float = 0.001,
     return per_parameter.transformation(
         lambda shape: State(tuple(jnp.zeros(shape, jnp.float32)
                                   for _ in DECAYS)),
-        step_one)
+        step_one, stacks=stacks)
 
   return base.LearnedOptimizer(
       lambda key: mlp.init(key, num_features, hidden), opt_fn)

@@ -121,8 +121,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       1 at first. The MLP receives two further features: left and sqrt(left).
       Without num_steps there is no schedule, and left is 1. t is at most 100 in
       time features, so that long runs show the MLP nothing new.
-    depth: divide updates by sqrt(n / 4), with n the number of parameters of two
-      or more axes in the tree.
+    depth: divide updates by sqrt(n / 4), with n the number of matrices.
     newton_schulz: iterations that make the singular values of the update of a
       matrix about equal, 0 for none; see `learned_opt.update.orthogonal`. All
       axes but the last are the fan-in.
@@ -144,7 +143,7 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
   init = functools.partial(
       _init, hidden=hidden, horizon=horizon, exp_mult=exp_mult)
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     decays = _decays(theta)
 
     def step_one(depth_mult, grad, param, state, step):
@@ -166,14 +165,15 @@ def make(hidden: int = 8, step_mult: float = 0.1, exp_mult: float = 0.1,
       return change, state
 
     init_one = lambda shape: State(
-        jnp.zeros([], jnp.float32),
-        accumulators.init(shape, accumulator_dtype))
+        jnp.float32(0), accumulators.init(shape, accumulator_dtype))
     transformation = lambda depth_mult: per_parameter.transformation(
-        init_one, functools.partial(step_one, depth_mult), newton_schulz > 0)
+        init_one, functools.partial(step_one, depth_mult), newton_schulz > 0,
+        stacks)
 
     def update(grads, state, params=None, **extra_args):
       # The number of matrices is known only here, from the tree.
-      matrices = sum(x.ndim > 1 for x in jax.tree.leaves(grads))
+      matrices = sum(
+          len(shape) > 1 for shape in per_parameter.shapes(grads, stacks))
       depth_mult = (max(matrices, 1) / DEPTH)**-DEPTH_POWER if depth else 1.0
       return transformation(depth_mult).update(
           grads, state, params, **extra_args)

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from learned_opt import base
-from learned_opt.update import lstm
+from learned_opt.optimizers.shared import lstm
 from learned_opt.update import per_parameter
 from learned_opt.update import sharding
 
@@ -101,35 +101,34 @@ def make(lstm_hidden: int = 32, output_scale: float = 0.01,
         "controls": {"w": zeros(lstm_hidden, len(NAMES)),
                      "b": zeros(len(NAMES))}}
 
-  states = per_parameter.Statistics(_init_one)
-
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     del num_steps
+    states = per_parameter.Statistics(_init_one, stacks=stacks)
 
     def start(params):
       moments = states.init(params)
       step = sharding.whole(lambda: jnp.zeros([], jnp.int32), params)
-      hyperparameters = sharding.tree_map(lambda _: sharding.whole(
-          lambda: jnp.stack([theta[name] for name in NAMES]), params), params)
+      hyperparameters = states.repeated(
+          lambda: jnp.stack([theta[name] for name in NAMES]), params)
       return State(step, moments, hyperparameters,
-                   lstm.start(theta["initial"], params))
+                   lstm.start(theta["initial"], states, params))
 
     def update(grads, state, params=None, **extra_args):
       del extra_args
       params = states.matched(grads, params, state.moments)
       if not per_parameter.filled(params):
         return grads, state
-      old = per_parameter.rows(state.hyperparameters, params)  # [n, 4]
+      old = states.rows(state.hyperparameters, params)  # [n, 4]
       updates, moments = states.update(
           _step_one, grads, params, state.moments, state.step, old)
       # The hyperparameters that the LSTM moves now serve the next step.
       cells = lstm.step(
           theta["lstm"], _features(states, params, grads, moments, old),
-          lstm.State(*[per_parameter.rows(x, params) for x in state.lstm]))
+          lstm.State(*[states.rows(x, params) for x in state.lstm]))
       new = jnp.clip(
           old + output_scale * lstm.dense(theta["controls"], cells.hidden),
           LIMITS[:1], LIMITS[1:])
-      put = lambda rows, tree: per_parameter.from_rows(rows, tree, params)
+      put = lambda rows, tree: states.from_rows(rows, tree, params)
       return updates, State(
           optax.safe_increment(state.step), moments,
           put(new, state.hyperparameters),
@@ -184,7 +183,8 @@ def _statistics(param, grad, moments):
 def _features(states, params, grads, moments, hyperparameters):
   """Return the input of the LSTM, [n, 19]."""
   features = states.measure(_statistics, (params, grads), moments)
-  rank = np.array([x.ndim for x in jax.tree.leaves(params) if x.size])
+  shapes = per_parameter.shapes(params, states.stacks)
+  rank = np.array([len(shape) for shape in shapes])
   features["is_scalar"] = np.where(rank == 0, 1, -1)
   features["is_bias"] = np.where(rank == 1, 1, -1)
   for i, name in enumerate(("lr", "beta1", "beta2", "epsilon")):

@@ -31,13 +31,13 @@ import numpy as np
 import optax
 
 from learned_opt import base
+from learned_opt.optimizers.shared import loss_features
+from learned_opt.optimizers.shared import lstm
+from learned_opt.optimizers.shared import velo_features
 from learned_opt.update import accumulators
-from learned_opt.update import loss_features
-from learned_opt.update import lstm
 from learned_opt.update import mlp
 from learned_opt.update import per_parameter
 from learned_opt.update import sharding
-from learned_opt.update import velo_features
 
 SECOND_DECAY = 0.999
 MILESTONES = np.array(
@@ -100,30 +100,18 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
   base.check_sizes(lstm_hidden=lstm_hidden, bank=bank)
   _check_switches(use_bugged_loss_features=use_bugged_loss_features,
                   use_bugged_next_lstm_state=use_bugged_next_lstm_state)
-  states = per_parameter.Statistics(accumulators.init)
+  step_one = _step_one(step_mult, exp_mult, param_scale, lowering)
 
-  def opt_fn(theta, *, num_steps=None):
+  def opt_fn(theta, *, num_steps=None, stacks=None):
     _check_num_steps(num_steps)
-
-    def step_one(grad, param, acc, step, context):
-      weights, rate = context
-      acc, grad = velo_features.accumulate(acc, grad, SECOND_DECAY, step)
-      features = velo_features.make(
-          grad, param, acc, second_epsilon=1e-6, epsilon=1e-5)
-      scale = step_mult * rate
-      if param_scale:
-        scale *= jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
-      output = lambda direction, magnitude: (
-          -direction * jnp.exp(exp_mult * magnitude))
-      return scale * mlp.apply(
-          weights, features, grad.shape, output, lowering), acc
+    states = per_parameter.Statistics(accumulators.init, stacks=stacks)
 
     def init(params):
       statistics = states.init(params)
       step, loss = sharding.whole(
           lambda: (jnp.zeros([], jnp.int32), loss_features.init()), params)
       return State(step, statistics,
-                   lstm.start(theta["initial"], params), loss)
+                   lstm.start(theta["initial"], states, params), loss)
 
     def update(grads, state, params=None, *, value=None, **extra_args):
       del extra_args
@@ -139,9 +127,9 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
         tensors = states.measure(_statistics, (params,), state.statistics)
         rows = _lstm_step(
             theta, jnp.concatenate([time, progress]), tensors, lstm.State(
-                *[per_parameter.rows(x, params) for x in state.lstm]))
+                *[states.rows(x, params) for x in state.lstm]))
         if not use_bugged_next_lstm_state:
-          cells = lstm.State(*[per_parameter.from_rows(new, x, params)
+          cells = lstm.State(*[states.from_rows(new, x, params)
                                for new, x in zip(rows, state.lstm)])
         # One MLP and one learning rate for each of n parameters.
         mixed = _mix(theta, rows.hidden, interpolation / bank)  # [n, ...]
@@ -156,6 +144,25 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
   return base.LearnedOptimizer(
       lambda key: _init(key, lstm_hidden, bank, hidden), opt_fn)
+
+
+def _step_one(step_mult, exp_mult, param_scale, lowering):
+  """Return the rule for one parameter; its arguments are those of `make`."""
+
+  def step_one(grad, param, acc, step, context):
+    weights, rate = context
+    acc, grad = velo_features.accumulate(acc, grad, SECOND_DECAY, step)
+    features = velo_features.make(
+        grad, param, acc, second_epsilon=1e-6, epsilon=1e-5)
+    scale = step_mult * rate
+    if param_scale:
+      scale *= jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
+    output = lambda direction, magnitude: (
+        -direction * jnp.exp(exp_mult * magnitude))
+    return scale * mlp.apply(
+        weights, features, grad.shape, output, lowering), acc
+
+  return step_one
 
 
 def _init(key, lstm_hidden, bank, hidden):

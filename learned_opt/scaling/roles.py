@@ -29,6 +29,7 @@ from learned_opt.scaling import residual_depth
 Shape = base_lib.Shape
 Override = overrides_lib.Override
 T = TypeVar("T")
+path_of = base_lib.path_of
 
 # Arguments of `infer` that say what shapes do not say. Whatever takes
 # base_shapes takes these arguments, too.
@@ -110,18 +111,6 @@ def by_path(tree: Any) -> dict[str, Shape]:
           if hasattr(x, "shape")}
 
 
-def path_of(path: tuple[Any, ...]) -> str:
-  """Return the keys of a tree joined by "/".
-
-  The last key of a flax nnx variable, "value", is left out: it is missing
-  inside of nnx's own optimizer.
-  """
-  if len(path) > 1 and isinstance(
-      path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-    path = path[:-1]
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
           deeper_shapes: Any = None, base_depth: int = 1,
           overrides: Mapping[str, str | Override] | None = None,
@@ -176,14 +165,10 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   _check(shapes, bases, delta_shapes)
   _check_extra(params, shapes, bases)
   declared = overrides_lib.by_path(overrides or {}, bases)
-  depths, layers = ({}, {}) if deeper_shapes is None else residual_depth.find(
-      bases, by_path(deeper_shapes), {
-          path for path, x in declared.items() if x.depth is not None})
+  depths, layers = _blocks(bases, deeper_shapes, declared)
   trees = bases, deltas
-  stacks = {path: axis_rules.from_front(
-      declared.get(path, Override()).stack or layers.get(path),
-      len(bases[path])) for path in bases}
-  evidence_of = _evidence(shapes, trees, layout, stacks, declared)
+  evidence_of = _evidence(
+      shapes, trees, layout, _known_stacks(bases, declared, layers), declared)
   infos: dict[str, ParamInfo] = {}
   for path, shape in shapes.items():
     override = declared.get(path, Override())
@@ -201,6 +186,38 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   if readout:
     _check_readout(infos)
   return infos
+
+
+def stacks(base_shapes: Any, *, deeper_shapes: Any = None,
+           overrides: Mapping[str, str | Override] | None = None
+           ) -> dict[str, tuple[int, ...]]:
+  """Return {path: axes of the stack} of parameters that hold several layers.
+
+  Arguments are those of `infer`, and so are the errors.
+  """
+  bases = by_path(base_shapes)
+  declared = overrides_lib.by_path(overrides or {}, bases)
+  _, layers = _blocks(bases, deeper_shapes, declared)
+  return _known_stacks(bases, declared, layers)
+
+
+def _known_stacks(
+    bases: dict[str, Shape], declared: dict[str, Override],
+    layers: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+  """Return {path: axes of the stack}, declared or in deeper_shapes."""
+  axes = layers | {path: x.stack for path, x in declared.items() if x.stack}
+  return {path: axis_rules.from_front(x, len(bases[path]))
+          for path, x in axes.items()}
+
+
+def _blocks(bases: dict[str, Shape], deeper_shapes: Any,
+            declared: dict[str, Override]
+            ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+  """Return what `residual_depth.find` returns, empty without deeper_shapes."""
+  if deeper_shapes is None:
+    return {}, {}
+  return residual_depth.find(bases, by_path(deeper_shapes), {
+      path for path, x in declared.items() if x.depth is not None})
 
 
 def _evidence(
@@ -225,10 +242,10 @@ def _evidence(
     kernel, bias = partners.get(path, (path, path))
     return axis_rules.Evidence(
         shapes[path], trees[0][path], trees[1].get(path, shapes[path]),
-        path=path, stack=stacks[path], layout=layout, role=role, inputs=inputs,
-        outputs=outputs, is_bias=path == bias != kernel,
+        path=path, stack=stacks.get(path, ()), layout=layout, role=role,
+        inputs=inputs, outputs=outputs, is_bias=path == bias != kernel,
         pairs=beside.pairs_of(kernel, bias, trees) if kernel != bias else (),
-        partner_stack=stacks[kernel if path == bias else bias])
+        partner_stack=stacks.get(kernel if path == bias else bias, ()))
 
   return evidence
 

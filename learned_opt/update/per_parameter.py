@@ -6,10 +6,12 @@ the state of one parameter has an array, the state of all parameters has a tree.
 Small parameters of one shape and dtype are stacked and go through one copy of
 the rule, so that programs and the number of kernels stay small. Large
 parameters go through the rule one after the other, because stacking them would
-copy them. XLA compiles the kernels of equal shapes only once.
+copy them. XLA compiles the kernels of equal shapes only once. Layers of a stack
+(`learned_opt.stacks`) go through the rule likewise, large ones in a loop.
 """
 
 import functools
+import math
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -17,7 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from learned_opt import base
-from learned_opt.update import blocks
+from learned_opt import stacks as stacks_lib
+from learned_opt.update import groups
 from learned_opt.update import sharding
 
 
@@ -35,7 +38,8 @@ class State(NamedTuple):
 
 
 def transformation(
-    init_one: Callable, step_one: Callable, in_turn: bool = False
+    init_one: Callable, step_one: Callable, in_turn: bool = False,
+    stacks: stacks_lib.Stacks | None = None
     ) -> optax.GradientTransformationExtraArgs:
   """Return an optax transformation made of an update rule of one parameter.
 
@@ -44,13 +48,14 @@ def transformation(
     step_one: `(grad, param, state, step) -> (update, state)`, float32, with
       `step` the number of steps taken before this step. Scalars come as [1].
     in_turn: see `Statistics`.
+    stacks: see `Statistics`.
 
   Returns:
     A transformation whose updates have the dtype of the gradients. Its
     `update` raises ValueError without `params`, or if the state was made for
     other parameters.
   """
-  states = Statistics(init_one, in_turn)
+  states = Statistics(init_one, in_turn, stacks)
 
   def without_context(grad, param, state, step, context):
     del context
@@ -80,10 +85,13 @@ class Statistics:
     in_turn: whether large parameters of one shape are updated strictly one
       after the other. It takes longer, and the memory for intermediate arrays
       is that of one parameter.
+    stacks: parameters whose layers are parameters of their own, see
+      `learned_opt.stacks`. Below, a parameter is a single one or such a layer.
   """
 
-  def __init__(self, init_one: Callable, in_turn: bool = False):
-    self._init_one, self._in_turn = init_one, in_turn
+  def __init__(self, init_one: Callable, in_turn: bool = False,
+               stacks: stacks_lib.Stacks | None = None):
+    self._init_one, self._in_turn, self.stacks = init_one, in_turn, stacks
     self._structure: Any = jax.tree.structure(self._shapes(()))
 
   def init(self, params: Any) -> Any:
@@ -98,11 +106,12 @@ class Statistics:
     check_arrays(params)
 
     def field(i):
+      axes = iter(stacks_lib.axes_of(params, self.stacks))
+
       def make(param):
-        new = lambda: jax.tree.leaves(self._init_one(param.shape or (1,)))[i]
-        # State of a scalar is scalar.
+        own = next(axes)
         return sharding.made(
-            lambda: new() if param.shape else new().reshape(()), param)
+            lambda: jax.tree.leaves(self._new(param.shape, own))[i], param)
       return sharding.tree_map(make, params)
 
     return jax.tree.unflatten(
@@ -126,8 +135,10 @@ class Statistics:
       if p.shape != g.shape:
         raise ValueError(f"The gradient of {name} has the shape {g.shape}, the "
                          f"parameter has {p.shape}.")
-    wanted = {name: [x.shape for x in jax.tree.leaves(self._shapes(p.shape))]
-              for name, p in _named(params).items()}
+    axes = stacks_lib.axes_of(params, self.stacks)
+    wanted = {
+        name: [x.shape for x in jax.tree.leaves(self._shapes(p.shape, own))]
+        for (name, p), own in zip(_named(params).items(), axes)}
     advice = "Call init(params) with the parameters that are trained."
     try:
       fields = self._fields(statistics)
@@ -164,18 +175,27 @@ class Statistics:
       (updates, with the dtypes of the gradients; new states).
     """
     leaves, treedef = jax.tree.flatten(grads)
+    axes = stacks_lib.axes_of(grads, self.stacks)
     params, updates = jax.tree.leaves(params), list(leaves)
-    states = self._states(statistics, params)
-    rows = {i: row for row, i in enumerate(filled(params))}
-    for members in _groups(params):
-      each = [(leaves[i], params[i], states[i],
+    states = self._states(statistics, params, axes)
+    front = lambda x, i: stacks_lib.to_front(x, x.shape, axes[i]) if (
+        axes[i]) else x
+    rows = self._rows(params, axes)
+    for members in _groups(params, axes):
+      each = [(front(leaves[i], i), front(params[i], i), states[i],
                jax.tree.map(lambda x: x[rows[i]], context)) for i in members]
-      results = _step_group(step_one, each, step, self._in_turn)
+      results = groups.apply(
+          step_one, each, step, self._in_turn, bool(axes[members[0]]))
       for i, (change, state) in zip(members, results):
-        updates[i] = change.reshape(leaves[i].shape).astype(leaves[i].dtype)
+        shape = leaves[i].shape
+        if axes[i]:
+          layer = stacks_lib.layer_shape(shape, axes[i])
+          change = stacks_lib.from_front(
+              change.reshape(-1, *layer), shape, axes[i])
+        updates[i] = change.reshape(shape).astype(leaves[i].dtype)
         states[i] = state
     return jax.tree.unflatten(treedef, updates), self._joined(
-        statistics, states)
+        statistics, states, params, axes)
 
   def measure(self, fn: Callable, trees: tuple, statistics: Any) -> Any:
     """Return measurements of every parameter.
@@ -192,80 +212,143 @@ class Statistics:
       the tree.
     """
     leaves = [jax.tree.leaves(tree) for tree in trees]
-    states = self._states(statistics, leaves[0])
+    axes = stacks_lib.axes_of(trees[0], self.stacks)
+    states = self._states(statistics, leaves[0], axes)
     measured: dict[int, Any] = {}
-    for members in _groups(leaves[0]):
-      each = [(*(_wide(tree[i]) for tree in leaves), states[i])
+    for members in _groups(leaves[0], axes):
+      own = axes[members[0]]
+      one = lambda args: fn(*map(groups.wide, args[0]), args[1])
+      front = lambda x: stacks_lib.to_front(x, x.shape, own) if own else x
+      each = [([front(tree[i]) for tree in leaves], states[i])
               for i in members]
-      one = lambda args: fn(*args)
-      measured |= zip(members, map(one, each) if _are_large(each)
-                      else _stacked(one, each))
+      large = groups.are_large(each, bool(own))
+      if own:
+        one = functools.partial(jax.lax.map, one) if large else jax.vmap(one)
+      results = map(one, each) if large else groups.stacked(one, each)
+      measured |= zip(members, results if own else [
+          jax.tree.map(lambda x: x[None], x) for x in results])
     return jax.tree.map(
-        lambda *x: jnp.stack(x), *(measured[i] for i in sorted(measured)))
+        lambda *x: jnp.concatenate(x), *(measured[i] for i in sorted(measured)))
 
-  def _shapes(self, shape):
-    """Return the state of a parameter as shapes and dtypes; (): of a scalar."""
-    one = jax.eval_shape(lambda: self._init_one(shape or (1,)))
-    return one if shape else jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((), x.dtype), one)
+  def repeated(self, make: Callable[[], jax.Array], params: Any) -> Any:
+    """Return a tree like params with one array for each parameter.
+
+    Args:
+      make: returns the array, [n]. Of k layers, the tree has [k, n].
+      params: tree of arrays, possibly in boxes.
+    """
+    axes = iter(stacks_lib.axes_of(params, self.stacks))
+
+    def one(param):
+      sizes = stacks_lib.sizes(param.shape, next(axes))
+      return sharding.whole(
+          lambda: jnp.broadcast_to(make(), (*sizes, *make().shape)), params)
+
+    return sharding.tree_map(one, params)
+
+  def rows(self, tree: Any, params: Any) -> jax.Array:
+    """Return the arrays of parameters with elements, stacked: [k, n].
+
+    Args:
+      tree: see `repeated`.
+      params: see `matched`; one of them has elements.
+    """
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([leaves[i].reshape(-1, leaves[i].shape[-1])
+                            for i in filled(params)])
+
+  def from_rows(self, new: jax.Array, tree: Any, params: Any) -> Any:
+    """Return `tree` with the rows [k, n] of parameters with elements."""
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = stacks_lib.axes_of(params, self.stacks)
+    for i, own in self._rows(jax.tree.leaves(params), axes).items():
+      leaves[i] = new[own].reshape(leaves[i].shape)
+    return jax.tree.unflatten(treedef, leaves)
+
+  def _rows(self, params, axes):
+    """Return {index of a leaf with elements: its row, or its rows}."""
+    rows, start = {}, 0
+    for i in filled(params):
+      count = math.prod(stacks_lib.sizes(params[i].shape, axes[i]))
+      rows[i] = slice(start, start + count) if axes[i] else start
+      start += count
+    return rows
+
+  def _new(self, shape, axes):
+    """Return the first state of one leaf, see `_shapes`."""
+    layer = stacks_lib.layer_shape(shape, axes)
+    one = self._init_one(layer or (1,))
+    if not layer:  # The state of a scalar is scalar.
+      one = jax.tree.map(lambda x: x.reshape(()), one)
+    if not axes:
+      return one
+    count = math.prod(stacks_lib.sizes(shape, axes))
+    return jax.tree.map(lambda x: stacks_lib.from_front(
+        jnp.broadcast_to(x, (count, *x.shape)), shape, axes), one)
+
+  def _shapes(self, shape, axes=()):
+    """Return the state of a leaf as shapes and dtypes."""
+    return jax.eval_shape(lambda: self._new(shape, axes))
 
   def _fields(self, statistics):
     """Return one tree like the parameters for each array of a state."""
     return self._structure.flatten_up_to(statistics)
 
-  def _states(self, statistics, params):
-    """Return a list of the states of single parameters.
+  def _states(self, statistics, params, axes):
+    """Return a list of the states of leaves; of k layers, arrays are [k, ...].
 
     Args:
       statistics: see `State`.
       params: list of all parameters.
+      axes: of the stack for each of them.
     """
     columns = [jax.tree.leaves(tree) for tree in self._fields(statistics)]
 
     def state(i, param):
+      layer = stacks_lib.layer_shape(param.shape, axes[i])
+      shapes = jax.tree.leaves(
+          jax.eval_shape(lambda: self._init_one(layer or (1,))))
       arrays = [column[i] for column in columns]
-      if not param.shape:
-        shapes = jax.eval_shape(lambda: self._init_one((1,)))
-        arrays = [x.reshape(s.shape)
-                  for x, s in zip(arrays, jax.tree.leaves(shapes))]
-      return jax.tree.unflatten(self._structure, arrays)
+      if axes[i]:
+        arrays = [stacks_lib.to_front(x, param.shape, axes[i]) for x in arrays]
+      lead = lambda x: x.shape[:1] if axes[i] else ()
+      return jax.tree.unflatten(self._structure, [
+          x.reshape(*lead(x), *s.shape) for x, s in zip(arrays, shapes)])
 
     return [state(i, param) for i, param in enumerate(params)]
 
-  def _joined(self, statistics, states):
+  def _joined(self, statistics, states, params, axes):
     """Return statistics, with their trees and shapes, from a list of states."""
     columns = list(zip(*map(jax.tree.leaves, states)))
-    joined = []
-    for i, tree in enumerate(self._fields(statistics)):
+    layers = [stacks_lib.layer_shape(p.shape, own)
+              for p, own in zip(params, axes)]
+
+    def joined(i, tree):
       old, treedef = jax.tree.flatten(tree)
-      joined.append(jax.tree.unflatten(treedef, [
-          new.reshape(x.shape) for x, new in zip(old, columns[i])
-      ] if states else []))
-    return jax.tree.unflatten(self._structure, joined)
+      new = list(columns[i]) if states else []
+      for j, own in enumerate(axes):
+        x = new[j]
+        if own:
+          x = stacks_lib.from_front(
+              x if layers[j] else x.reshape(-1), params[j].shape, own)
+        new[j] = x.reshape(old[j].shape)
+      return jax.tree.unflatten(treedef, new)
+
+    return jax.tree.unflatten(self._structure, [
+        joined(i, tree) for i, tree in enumerate(self._fields(statistics))])
+
+
+def shapes(params: Any, stacks: stacks_lib.Stacks | None = None
+           ) -> list[base.Shape]:
+  """Return the shape of each parameter with elements, layers of stacks too."""
+  return [stacks_lib.layer_shape(x.shape, axes) for x, axes in zip(
+      jax.tree.leaves(params), stacks_lib.axes_of(params, stacks)) if x.size
+          for _ in range(math.prod(stacks_lib.sizes(x.shape, axes)))]
 
 
 def filled(params: Any) -> list[int]:
   """Return the indices of the parameters that have elements."""
   return [i for i, x in enumerate(jax.tree.leaves(params)) if x.size]
-
-
-def rows(tree: Any, params: Any) -> jax.Array:
-  """Return the arrays of parameters with elements, stacked: [n, ...].
-
-  Args:
-    tree: like the parameters, of arrays of one shape.
-    params: see `Statistics.matched`; one of them has elements.
-  """
-  leaves = jax.tree.leaves(tree)
-  return jnp.stack([leaves[i] for i in filled(params)])
-
-
-def from_rows(new: jax.Array, tree: Any, params: Any) -> Any:
-  """Return `tree` with the rows [n, ...] of parameters with elements."""
-  leaves, treedef = jax.tree.flatten(tree)
-  for row, i in enumerate(filled(params)):
-    leaves[i] = new[row]
-  return jax.tree.unflatten(treedef, leaves)
 
 
 def _named(tree) -> dict[str, Any]:
@@ -295,71 +378,10 @@ def check_arrays(params):
           "optax.masked.")
 
 
-def _groups(params) -> list[list[int]]:
-  """Return indices of the parameters with elements, by dtype and shape."""
+def _groups(params, axes) -> list[list[int]]:
+  """Return indices of leaves with elements, by dtype, shape and stack."""
   groups: dict[Any, list[int]] = {}
   for i in filled(params):
-    groups.setdefault((params[i].dtype, params[i].shape), []).append(i)
+    groups.setdefault(
+        (params[i].dtype, params[i].shape, axes[i]), []).append(i)
   return list(groups.values())
-
-
-def _wide(x):
-  """Return x in float32 with at least one axis."""
-  return x.astype(jnp.float32).reshape(x.shape or (1,))
-
-
-def _step_group(step_one, each, step, in_turn):
-  """Return (update [*S] in float32, new state) of parameters of one shape.
-
-  Args:
-    step_one: see `Statistics.update`.
-    each: list of (gradient, parameter, state, context).
-    step: number of steps taken before this step.
-    in_turn: see `Statistics`.
-  """
-  def rule(step, args):
-    grad, param, state, context = args
-    return step_one(_wide(grad), _wide(param), state, step, context)
-
-  if not _are_large(each):
-    together = functools.partial(_stacked, functools.partial(rule, step))
-    if len(each) == 1:
-      return together(each)
-    shapes = jax.eval_shape(together, each)
-    zeros = lambda each: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # Always true, but XLA does not know. Without the branch, XLA fuses the rule
-    # with each use of an update; ten parameters then made a program five times
-    # as long, which took twice as long to compile.
-    return jax.lax.cond(step >= 0, together, zeros, each)
-  # Inside of a compiled program, the rule is traced and lowered once.
-  rule = jax.jit(rule) if isinstance(step, jax.core.Tracer) else rule
-  results, after = [], step
-  for args in each:
-    results.append(rule(after, args))
-    if in_turn:
-      after = step + _zero(results[-1][0])
-  return results
-
-
-def _zero(x):
-  """Return the int32 0, computed from x.
-
-  XLA computes what depends on the result after x.
-  """
-  first = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], jnp.int32)
-  return jnp.minimum(jax.lax.shift_right_logical(first, jnp.int32(1)), 0)
-
-
-def _are_large(each) -> bool:
-  """Return whether several trees of arrays are too large to be stacked."""
-  size = max(x.size for x in jax.tree.leaves(each[0]))
-  return len(each) > 1 and len(each) * size > blocks.default_size()
-
-
-def _stacked(fn, each):
-  """Return a list of `fn` of each tree, by one call of `fn` under vmap."""
-  if len(each) == 1:
-    return [fn(each[0])]
-  result = jax.vmap(fn)(jax.tree.map(lambda *x: jnp.stack(x), *each))
-  return [jax.tree.map(lambda x: x[i], result) for i in range(len(each))]

@@ -178,8 +178,8 @@ def _mesh_of(arrays):
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
   """Return the optimizer with updates that work on meshes of explicit axes."""
 
-  def opt_fn(theta, *, num_steps=None):
-    tx = lopt.opt_fn(theta, num_steps=num_steps)
+  def opt_fn(theta, *, num_steps=None, **settings):
+    tx = lopt.opt_fn(theta, num_steps=num_steps, **settings)
 
     def update(grads, state, params=None, **extra_args):
       typed = jax.tree.map(lambda x: jax.typeof(x).sharding, (grads, state))
@@ -198,7 +198,7 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
       def compute(arrays):
         theta, num_steps, *args, extra_args = jax.tree.unflatten(
             treedef, [arrays.get(i, x) for i, x in enumerate(leaves)])
-        return lopt.opt_fn(theta, num_steps=num_steps).update(
+        return lopt.opt_fn(theta, num_steps=num_steps, **settings).update(
             *args, **extra_args)
 
       # Updates and new state are split like gradients and state.

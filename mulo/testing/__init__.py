@@ -8,10 +8,10 @@ With pytest, three lines test an optimizer:
 
 `my_optimizer` is a factory: a function that returns an
 `optax.GradientTransformation`. A check calls the factory without arguments, or
-with learning_rate, weight_decay or base_shapes (see `mulo.load`) if the factory
-has parameters of these names. Updates must be proportional to the learning
-rate. A factory should return the same object from each call without arguments:
-the checks then share compiled programs.
+with learning_rate, weight_decay, base_shapes or deeper_shapes (see `mulo.load`)
+if the factory has parameters of these names. Updates must be proportional to
+the learning rate. A factory should return the same object from each call
+without arguments: the checks then share compiled programs.
 
 A check that fails raises AssertionError, with a message about the fault. A
 check that cannot run raises `unittest.SkipTest`, which pytest reports as
@@ -38,9 +38,9 @@ CHECKS: tuple[kit.Check, ...] = (
     transforms.scan_float32, transforms.scan_bfloat16, transforms.x64,
     transforms.jit, transforms.vmap, transforms.eval_shape, trees.flax_linen,
     trees.flax_nnx, trees.equinox, trees.haiku, trees.params_none,
-    trees.other_leaves, gradients.zero_gradients, gradients.second_order,
-    states.map_params, states.names, states.structure,
-    states.flax_partitioned, states.flax_metadata,
+    trees.other_leaves, trees.stacked_layers, gradients.zero_gradients,
+    gradients.second_order, states.map_params, states.names,
+    states.structure, states.flax_partitioned, states.flax_metadata,
     devices.sharding_automatic, devices.sharding_explicit,
     devices.checkpoint)
 

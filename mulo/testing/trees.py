@@ -32,6 +32,41 @@ def scalars(factory: kit.Factory) -> None:
   kit.require(np.isfinite(updates["gain"]), f"the update is {updates['gain']}")
 
 
+@kit.contract
+def stacked_layers(factory: kit.Factory) -> None:
+  """Layers on an axis of one array, declared, move as separate layers do."""
+  shapes = {"dense": {"w": (3, 4), "b": (4,)}, "gain": ()}
+  layers = [{**kit.tree(seed, shapes), "head": kit.tree(9, (4, 2))}
+            for seed in range(3)]
+  sizes = (1.0, 1e-2, 30.0)  # of gradients; no layer is measured by another
+  axes = {"dense": {"w": 1, "b": 0}, "gain": 0}
+
+  def stack(trees: list[kit.Tree]) -> kit.Tree:
+    inner: Any = [{name: tree[name] for name in axes} for tree in trees]
+    return {"head": trees[0]["head"], **jax.tree.map(
+        lambda axis, *x: jnp.stack(x, axis), axes, *inner)}
+
+  def listed(trees: list[kit.Tree]) -> kit.Tree:
+    return {"head": trees[0]["head"], "layers": [
+        {name: tree[name] for name in axes} for tree in trees]}
+
+  params = stack(layers)
+  given = {}
+  if kit.takes(factory, "deeper_shapes"):
+    given["deeper_shapes"] = jax.eval_shape(
+        lambda: stack([*layers, layers[0]]))
+    given["base_shapes"] = jax.eval_shape(lambda: params)
+  grads = [kit.scaled(tree, size) for tree, size in zip(layers, sizes)]
+  tx = optax.with_extra_args_support(factory(**given))
+  actual = kit.updates(tx, params, [stack(grads)] * 2)
+  expected = kit.updates(
+      kit.make(factory, listed(layers)), listed(layers), [listed(grads)] * 2)
+  for updates, others in zip(actual, expected):
+    kit.same(updates, stack([
+        {"head": others["head"], **layer} for layer in others["layers"]]),
+             "updates")
+
+
 def _moves(tx: optax.GradientTransformationExtraArgs, params: kit.Tree) -> None:
   """Raise unless a step changes each array and keeps its shape and dtype."""
   tx = kit.compiled(tx)

@@ -1,12 +1,14 @@
 """Warnings where an optimizer is used far from its meta-training.
 
-Two kinds of use cause a warning:
+Three kinds of use cause a warning:
 
 * Width: the network is more than WIDTH_FACTOR times as wide as the widest
   network of meta-training. muP is made for wider networks, but networks as wide
   as this are untested.
 * Horizon: the run is longer than the longest episode of meta-training. muP does
   not make an optimizer work in longer runs.
+* Stacks: parameters look like stacks of layers, and are not declared. They are
+  treated as one tensor each, unlike any tensor of meta-training.
 
 There is no warning about batch sizes, because an optimizer cannot see the batch
 size of a run. `Artifact.trained` has the batch sizes of meta-training.
@@ -18,6 +20,7 @@ import warnings
 import jax
 
 from learned_opt import artifact as artifact_lib
+from learned_opt import stacks
 from learned_opt.scaling import fan
 
 WIDTH_FACTOR = 64
@@ -25,6 +28,10 @@ WIDTH_FACTOR = 64
 
 class BeyondTrainingWarning(UserWarning):
   """A learned optimizer is used beyond its meta-training."""
+
+
+class StackWarning(UserWarning):
+  """Parameters look like stacks of layers, and are not declared."""
 
 
 def _warn(message: str) -> None:
@@ -55,6 +62,24 @@ def check_horizon(artifact: artifact_lib.Artifact, name: Any, num_steps: Any
   if num_steps > trained[1]:
     _warn(f"{name} was meta-trained for at most {trained[1]} steps, and is "
           f"told to take {num_steps}; compare {name} with a tuned AdamW.")
+
+
+def check_stacks(params: Any) -> None:
+  """Warn if some parameters look like stacks of layers.
+
+  Args:
+    params: of the network at hand; none of them is declared to be a stack.
+  """
+  found = stacks.likely(params)
+  if found:
+    path, axes = next(iter(found.items()))
+    warnings.warn(
+        f"{path} (and {len(found) - 1} more) look like stacks of layers along "
+        f"axis {axes[0]}. They count as one tensor each, so that steps differ "
+        "from those of separate layers. Declare stacks by base_shapes and "
+        "deeper_shapes, or by overrides={'path': mulo.scaling.Override(stack="
+        f"{axes})}}; or filter mulo.StackWarning.",
+        StackWarning, stacklevel=3)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -8,12 +8,13 @@ Reference:
   Jozefowicz et al., 2015.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from learned_opt.update import sharding
+from learned_opt.update import per_parameter
 
 
 class State(NamedTuple):
@@ -65,17 +66,17 @@ def init(key: jax.Array, inputs: int, hidden: int) -> dict:
   return init_dense(key, inputs + hidden, 4 * hidden)
 
 
-def start(theta: dict, params: Any) -> State:
+def start(theta: dict, states: per_parameter.Statistics, params: Any) -> State:
   """Return the first state: trees like the parameters, one row for each.
 
   Args:
     theta: hidden [1, hidden size] and cell [1, hidden size].
+    states: tells which arrays of params are several parameters.
     params: tree of arrays, possibly in boxes.
   """
   # Adding zeros makes copies: the caller may donate the state, but not theta.
   row = lambda name: theta[name][0] + jnp.zeros([], jnp.float32)
-  return State(*(sharding.tree_map(
-      lambda _: sharding.whole(lambda: row(name), params), params)
+  return State(*(states.repeated(functools.partial(row, name), params)
                  for name in State._fields))
 
 
