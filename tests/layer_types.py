@@ -575,11 +575,11 @@ equinox and haiku:
 ```
 
 Each layer stands in the middle of a network of width {WIDTH}, which is compared
-with width {BASE}. It has {WIDTH} inputs, and {2 * WIDTH} outputs where the numbers may
-differ. Layers marked "first" have 3 inputs and {WIDTH} outputs, and layers marked
-"last" have {WIDTH} inputs and 12 outputs. Heads have size {HEAD}, embeddings have
-{ROWS} rows, and LoRA has rank {RANK}. Layers that stand first or last are tested,
-too.
+with width {BASE}. It has {WIDTH} inputs, and {2 * WIDTH} outputs where the
+numbers may differ. Layers marked "first" have 3 inputs and {WIDTH} outputs, and
+layers marked "last" have {WIDTH} inputs and 12 outputs. Heads have size {HEAD},
+embeddings have {ROWS} rows, and LoRA has rank {RANK}. Layers that stand first
+or last are tested, too.
 
 The last column says what to declare where neither the shape nor the parameters
 beside it tell. Without the declaration there is an error, or the parameter is
