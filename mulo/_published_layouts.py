@@ -156,7 +156,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
 
   Raises:
     ArtifactError: unknown layout, missing or additional names, shapes that do
-      not fit, entries that are not finite real numbers, or unknown settings.
+      not fit, entries that are not finite real numbers, or wrong settings.
   """
   if layout not in LAYOUTS:
     raise ValueError(
@@ -164,8 +164,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
   published = LAYOUTS[layout]
   arrays = _arrays(published, layout, flat_arrays)
   given = {name: x.shape for name, x in arrays.items()}
-  # Arrays that the files lack are given as settings. They are part of theta, so
-  # they are taken out of `settings`.
+  # Arrays that the files lack are given as settings, but are part of theta.
   arguments = {name: _numbers(name, settings.pop(name))
                for name in published.arguments if name in settings}
   if len(arguments) < len(published.arguments):

@@ -72,6 +72,30 @@ def test_layers_are_no_outputs():
   assert (infos["w"].fan_in, infos["w"].stack) == (5 * 16, ())
 
 
+@pytest.mark.parametrize("shapes", [
+    lambda w: {"m/w": (5, w, 2 * w), "m/b": (5, 2 * w)},
+    lambda w: {"m/w": (w // 4, w, 4), "m/b": (w // 4, 4)},
+    lambda w: {"m/w": (3, 3, 2 * w, w), "m/b": (2 * w,)},
+    lambda w: {"m/w": (w, w // 4, 4), "m/b": (w // 4, 4), "m/o": (w, 3)}])
+def test_masks_change_nothing(shapes):
+  """A parameter may be missing in the network at hand, as in optax.masked."""
+  full, base = (public_models.tree(**shapes(w)) for w in (WIDTH, BASE))
+  whole = scaling.infer(full, base, readout=False)
+  for path in full:
+    masked = {k: x if k == path else None for k, x in full.items()}
+    infos = scaling.infer(masked, base, readout=False)
+    assert infos == {path: whole[path]}
+
+
+def test_what_is_ambiguous_can_be_declared():
+  shapes = lambda w: {"w": (4, 4, w), "b": (4, w)}
+  infos = infer(shapes, overrides={
+      "w": scaling.Override(inputs=(1,), outputs=(2,), stack=(0,)),
+      "b": "vector"})
+  assert [(x.role, x.fan_in, x.fan_out) for x in infos.values()] == [
+      ("vector", 1, 64), ("input", 4, 16)]
+
+
 CELL = lambda w: {"ih": (4 * w, 3), "hh": (4 * w, w), "bias": (4 * w,)}
 GRU = lambda w: {"ih": (3 * w, 3), "hh": (3 * w, w), "bias": (3 * w,),
                  "bias_n": (w,)}

@@ -87,7 +87,9 @@ class Evidence:
   def whole_stack(self) -> Axes:
     """Axes that are a stack, as declared or as the bias shows."""
     stack = from_front(self.stack, len(self.shape))
-    if self.reading is None or (self.inputs, self.outputs) != (None, None):
+    if self.role == "vector" or (self.inputs, self.outputs) != (None, None):
+      return stack
+    if self.reading is None:
       return stack
     return tuple(sorted({*stack, *(
         self.reading.bias_stack if self.is_bias else self.reading.stack)}))
@@ -122,7 +124,8 @@ class Evidence:
   @property
   def is_twin(self) -> bool:
     """True if the module has exactly two parameters, of one shape."""
-    return self.pairs != () and all(x == y for x, y in self.pairs)
+    return self.pairs != () and all(
+        x == y for x, y in self.pairs if None not in (x, y))
 
   @property
   def is_flat(self) -> bool:
@@ -147,6 +150,10 @@ def _first_is_output(e: Evidence) -> Split:
 
 def _last_is_output(e: Evidence) -> Split:
   return e.axes[:-1], e.axes[-1:]
+
+
+def _by_layout(e: Evidence) -> Split:
+  return _first_is_output(e) if e.is_out_in else _last_is_output(e)
 
 
 def _second_growing_is_output(e: Evidence) -> Split:
@@ -290,8 +297,7 @@ AXIS_RULES = (
              "gain and offset of a norm, or two kernels",
              "Two readouts of one module have the same shape."),
     AxisRule(lambda e: e.is_twin and len(e.grows) == 1,
-             lambda e: (
-                 _first_is_output if e.is_out_in else _last_is_output)(e),
+             _by_layout,
              "scale of a LayerNorm over all axes (height, width, channels)",
              Evidence((8, 8, 64), (8, 8, 16), pairs=_twins(8, 8)),
              ((0, 1), (2,)), "Two tables of positions have the same shape.",

@@ -22,7 +22,8 @@ from learned_opt import base
 Axes: TypeAlias = tuple[int, ...]
 Size: TypeAlias = tuple[int, ...]  # of one axis, at several widths
 Shapes: TypeAlias = dict[str, base.Shape]  # by path
-Pair: TypeAlias = tuple[base.Shape, base.Shape]  # of a kernel and its bias
+# Shapes of a kernel and its bias; None where the network at hand lacks one.
+Pair: TypeAlias = tuple[base.Shape | None, base.Shape | None]
 
 
 class Reading(NamedTuple):
@@ -41,12 +42,13 @@ class Reading(NamedTuple):
   bias_stack: Axes = ()
 
 
-def _sizes(shapes: Sequence[base.Shape], stack: Axes = ()
+def _sizes(shapes: Sequence[base.Shape | None], stack: Axes = ()
            ) -> tuple[Axes, list[Size]]:
   """Return the axes that are not in the stack, and their sizes."""
-  if len({len(shape) for shape in shapes}) != 1:
+  known = [shape for shape in shapes if shape is not None]
+  if len({len(shape) for shape in known}) != 1:
     return (), []
-  sizes = list(zip(*shapes))
+  sizes = list(zip(*known))
   axes = tuple(i for i in range(len(sizes)) if i not in stack)
   return axes, [sizes[i] for i in axes]
 
@@ -58,6 +60,12 @@ def _sizes_of(path: str, trees: Sequence[Shapes]) -> list[Size]:
 
 def _grows(size: Size) -> bool:
   return len(set(size)) > 1
+
+
+def _same(sizes: list[Size], others: list[Size]) -> bool:
+  """Return whether sizes are equal at all widths at which both are known."""
+  return len(sizes) == len(others) and all(
+      n == m for x, y in zip(sizes, others) for n, m in zip(x, y))
 
 
 def _growing(sizes: list[Size]) -> list[int]:
@@ -106,8 +114,8 @@ def _fit_last(kernel: tuple[Axes, list[Size]], bias: tuple[Axes, list[Size]]
   """Return the reading of a kernel (stack, places, inputs, outputs)."""
   (axes, sizes), (bias_axes, bias_sizes) = kernel, bias
   rank, n = len(axes), len(bias_axes)
-  fits = [s for s in range(n) if bias_sizes[:s] == sizes[:s] and (
-      bias_sizes[s:] == sizes[rank - n + s:])]
+  fits = [s for s in range(n) if _same(bias_sizes, [
+      *sizes[:s], *sizes[rank - n + s:]])]
   if len(fits) > 1:
     raise ValueError(
         f"beside the kernel of sizes {sizes} there is a bias of sizes "
@@ -117,10 +125,11 @@ def _fit_last(kernel: tuple[Axes, list[Size]], bias: tuple[Axes, list[Size]]
   if fits:
     first = range(fits[0])
     # Layers and experts do not grow with width; heads do.
-    stack = [i for i in first if not _grows(sizes[i])]
+    stack = [i for i in first
+             if not _grows(sizes[i]) and not _grows(bias_sizes[i])]
     outputs = [i for i in first if i not in stack]
     outputs += range(rank - n + fits[0], rank)
-  elif rank > 2 and n == 1 and bias_sizes[0] == sizes[-2] and not any(
+  elif rank > 2 and n == 1 and _same(bias_sizes, [sizes[-2]]) and not any(
       map(_grows, sizes[:-2])):
     stack, outputs = [], [rank - 2]  # (places, outputs, inputs)
   else:
@@ -136,10 +145,10 @@ def _fit_first(kernel: tuple[Axes, list[Size]], bias: tuple[Axes, list[Size]]
   """Return the reading of a kernel (stack, outputs, inputs, places)."""
   (axes, sizes), (bias_axes, bias_sizes) = kernel, bias
   n = len(bias_axes)
-  if bias_sizes != sizes[:n]:
+  if not _same(bias_sizes, sizes[:n]):
     return None
   s = 0
-  while s < n - 1 and not _grows(sizes[s]):
+  while s < n - 1 and not _grows(sizes[s]) and not _grows(bias_sizes[s]):
     s += 1
   return Reading(axes[n:], axes[s:n], axes[:s], bias_axes[:s])
 
@@ -155,9 +164,9 @@ def shows_other_layout(pairs: Sequence[Pair], layout: str,
   if len(bias) != 1 or len(kernel) < 2:
     return False
   if layout == "out_in":
-    return bias[0] == kernel[-1] != kernel[0]
+    return _same(bias, kernel[-1:]) and not _same(bias, kernel[:1])
   # Places of a convolution (outputs, inputs, places) do not grow.
-  return bias[0] == kernel[0] != kernel[-1] and not any(
+  return _same(bias, kernel[:1]) and not _same(bias, kernel[-1:]) and not any(
       map(_grows, kernel[2:])) and read(pairs, layout, stacks) is None
 
 
@@ -196,8 +205,7 @@ def partners(trees: Sequence[Shapes], layout: str
 def pairs_of(kernel: str, bias: str, trees: Sequence[Shapes]
              ) -> tuple[Pair, ...]:
   """Return the shapes of a kernel and its bias, at several widths."""
-  return tuple((shapes[kernel], shapes[bias]) for shapes in trees
-               if kernel in shapes and bias in shapes)
+  return tuple((shapes.get(kernel), shapes.get(bias)) for shapes in trees)
 
 
 def _among_many(paths: list[str], trees: Sequence[Shapes], layout: str
@@ -216,8 +224,8 @@ def _among_many(paths: list[str], trees: Sequence[Shapes], layout: str
         pairs = pairs_of(kernel, bias, trees)
         reading = read(pairs, layout, ((), ()))
         _, sizes = _sizes([pair[0] for pair in pairs])
-        if reading and all(any(_grows(sizes[i]) for i in side)
-                           for side in reading[:2]):
+        if reading and (kernel not in trees[-1] or all(
+            any(_grows(sizes[i]) for i in side) for side in reading[:2])):
           found.setdefault(bias, (kernel, bias))
           found.setdefault(kernel, (kernel, bias))
   matrices = [path for path in paths if len(shapes[path]) == 2]
