@@ -17,9 +17,10 @@ from learned_opt import kinds as kinds_lib
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles
-from mulo import _warnings as warnings
 from mulo import _hub as hub
+from mulo import _published_layouts as published_layouts
 from mulo import _rates as rates
+from mulo import _warnings as warnings
 
 save = artifact_lib.write
 
@@ -171,8 +172,11 @@ def _learned_links(
     scaling: base_shapes, forward and arguments of `mulo.scaling.infer`.
 
   Raises:
-    ValueError: base_shapes are missing.
+    ValueError: base_shapes are missing, or a setting that `mulo.convert` needs.
   """
+  # A file that was converted by an earlier version may lack settings.
+  published_layouts.check_switches(
+      artifact.record.get("converted_from"), artifact.settings)
   theta = jax.tree.map(jax.numpy.asarray, artifact.theta)
   kinds = _kinds(artifact, **scaling)
   learned = kinds_lib.told(artifact.lopt.opt_fn, kinds)(

@@ -5,7 +5,7 @@ with the shapes of the arrays. (In `learned_opt.scaling`, "layout" is the order
 of a kernel's axes.)
 """
 
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Collection, Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class PublishedLayout(NamedTuple):
     transposed: whether published matrices are transposed, as in torch.
     arguments: paths in theta whose arrays are not in the files, but arguments
       of `convert`.
+    switches: settings in which published files differ without saying so, and
+      which are therefore arguments of `convert`.
   """
 
   optimizer: str
@@ -37,6 +39,7 @@ class PublishedLayout(NamedTuple):
   sizes: dict[str, tuple[str, int]]
   transposed: bool = False
   arguments: tuple[str, ...] = ()
+  switches: tuple[str, ...] = ()
 
 
 _DECAYS = ("momentum_decays", "rms_decays", "adafactor_decays")
@@ -96,7 +99,8 @@ LAYOUTS = {
         "velo", _hyper_v2(),
         {"lstm_hidden": ("rnn_params/step_size/w", 0),
          "bank": ("rnn_params/rnn_to_controls/b", 0),
-         "hidden": ("ff_mod_stack/~/b0", 1)}),
+         "hidden": ("ff_mod_stack/~/b0", 1)},
+        switches=("use_bugged_loss_features", "use_bugged_next_lstm_state")),
     "celo2": PublishedLayout(
         "celo2", _first_in_blocks(), {"hidden": ("ff_mod_stack/~/b0", 0)}),
     "pylo/meta_mlp": PublishedLayout(
@@ -127,6 +131,9 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
     network.output holds w2 and b2.
 
+  Files of VeLO do not have use_bugged_loss_features and
+  use_bugged_next_lstm_state: pass them, too. Both are False for the final VeLO.
+
   PyLO has the learned decays in its code, not in its files. Pass them as the
   settings momentum_decays, rms_decays and adafactor_decays. The values are
   residuals r, from which decay = 1 - (1 - initial decay) * exp(10 * r).
@@ -149,7 +156,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
 
   Raises:
     ArtifactError: unknown layout, missing or additional names, shapes that do
-      not fit, entries that are not finite real numbers, or unknown settings.
+      not fit, entries that are not finite real numbers, or wrong settings.
   """
   if layout not in LAYOUTS:
     raise ValueError(
@@ -157,8 +164,7 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
   published = LAYOUTS[layout]
   arrays = _arrays(published, layout, flat_arrays)
   given = {name: x.shape for name, x in arrays.items()}
-  # Arrays that the files lack are given as settings. They are part of theta, so
-  # they are taken out of `settings`.
+  # Arrays that the files lack are given as settings, but are part of theta.
   arguments = {name: _numbers(name, settings.pop(name))
                for name in published.arguments if name in settings}
   if len(arguments) < len(published.arguments):
@@ -173,20 +179,35 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
           f"{name} has the shape {list(given[name])}, which has no axis "
           f"{axis}. The size of this axis is the setting {setting}.")
     settings.setdefault(setting, given[name][axis])
+  known = set(settings)
   settings = optimizers.all_settings(published.optimizer, **settings)
   lopt = optimizers.get(published.optimizer, **settings)
   expected = shapes(published, jax.eval_shape(lopt.init, jax.random.key(0)))
-  if expected != given:
-    wrong = [name for name in given if expected[name] != given[name]]
-    raise ValueError(
-        f"These arrays are not those of {layout} with the settings {settings}. "
-        f"Expected {_listed(expected, wrong)}, found {_listed(given, wrong)}.")
+  _check_shapes(given, expected, f"{layout} with the settings {settings}")
+  check_switches(layout, known)
   flat = arguments | {
       path: _joined(published, [arrays[name] for name in names])
       for path, names in published.names.items()}
   return artifact_lib.Artifact(
       published.optimizer, settings, parametrization,
       artifact_lib.unflatten(lopt, flat), {"converted_from": layout}, licence)
+
+
+def check_switches(layout: Any, settings: Collection[str]) -> None:
+  """Raise ValueError if settings lack those in which published files differ.
+
+  Args:
+    layout: name of the published layout; any other value passes.
+    settings: names of the settings that were given or stored.
+  """
+  published = LAYOUTS.get(layout) if isinstance(layout, str) else None
+  missing = [x for x in published.switches if x not in settings
+             ] if published else []
+  if missing:
+    raise ValueError(
+        f"{layout} files differ in {' and '.join(missing)} without saying so: "
+        "give the values that the weights were meta-trained with, such as "
+        f"{', '.join(f'{x}=False' for x in missing)}.")
 
 
 def _numbers(name: str, x: Any) -> np.ndarray:
@@ -220,6 +241,16 @@ def _arrays(published: PublishedLayout, layout: str,
         f"{sorted(known - set(flat_arrays))}, unexpected: "
         f"{sorted(map(str, set(flat_arrays) - known))}.")
   return {name: _numbers(name, x) for name, x in flat_arrays.items()}
+
+
+def _check_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape],
+                  what: str) -> None:
+  """Raise ValueError unless all shapes are as expected."""
+  wrong = [name for name in given if expected[name] != given[name]]
+  if wrong:
+    raise ValueError(
+        f"These arrays are not those of {what}. Expected "
+        f"{_listed(expected, wrong)}, found {_listed(given, wrong)}.")
 
 
 def _joined(published: PublishedLayout, blocks: list[np.ndarray]) -> np.ndarray:

@@ -175,8 +175,8 @@ def _arguments(tx: optax.GradientTransformation) -> dict[str, Any]:
 def _remains(infos: dict[str, ParamInfo], mults: dict[str, Multipliers],
              parametrization: base.Parametrization) -> list[str]:
   """Return lines on what the user has to change in the forward pass."""
-  lines = [f"{path}: shapes do not tell {info.open}; the multipliers above do "
-           "not depend on this."
+  lines = [f"{path}: shapes do not tell {info.open}; except for decay, the "
+           "multipliers above do not depend on this."
            for path, info in infos.items() if info.open]
   lines += [f"{path}: multiply the outputs computed with it by {m.output:.4g}."
             for path, m in mults.items() if m.output != 1]

@@ -6,12 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from learned_opt import optimizers
 from learned_opt import kinds as kinds_lib
+from learned_opt import optimizers
 from learned_opt.update import blocks
 import mulo
 from mulo import testing
-
 
 KINDS = lambda tree: {"w": kinds_lib.Kind(stack=(0, 2))}
 

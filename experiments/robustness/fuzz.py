@@ -70,7 +70,8 @@ def published(layout: str) -> tuple[dict[str, np.ndarray], dict]:
   ones = lambda shape: np.ones(shape, np.float32)
   return ({name: ones(shape)
            for name, shape in published_layouts.shapes(entry, theta).items()},
-          {name: ones(theta[name].shape) for name in entry.arguments})
+          {name: ones(theta[name].shape) for name in entry.arguments} |
+          dict.fromkeys(entry.switches, False))
 
 
 def artifact_bytes(flat, **changes) -> bytes:
@@ -270,7 +271,9 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
     layout = layouts[rng.integers(len(layouts))]
     arrays, arguments = published(layout)
     arrays = odd_arrays(rng, arrays)
-    settings = odd_arrays(rng, arguments) if arguments else {}
+    settings = dict(arguments)
+    if published_layouts.LAYOUTS[layout].arguments:
+      settings = odd_arrays(rng, settings)
     if rng.random() < 0.3 and arrays:
       arrays[list(arrays)[0]] = odd(rng)
     if rng.random() < 0.5:

@@ -25,12 +25,12 @@ import optax
 
 from learned_opt import base
 from learned_opt import kinds as kinds_lib
-from learned_opt.update import accumulators
 from learned_opt.optimizers.shared import lstm
+from learned_opt.optimizers.shared import velo_features
+from learned_opt.update import accumulators
 from learned_opt.update import mlp
 from learned_opt.update import orthogonal
 from learned_opt.update import per_parameter
-from learned_opt.optimizers.shared import velo_features
 
 SECOND_DECAY = 0.95
 EPSILON = 1e-9  # added to mean squares

@@ -59,7 +59,6 @@ import numpy as np
 import optax
 
 from learned_opt import base
-from learned_opt import kinds as kinds_lib
 from learned_opt.optimizers.shared import units
 from learned_opt.update import accumulators
 from learned_opt.update import blocks

@@ -31,13 +31,13 @@ import numpy as np
 import optax
 
 from learned_opt import base
-from learned_opt.update import accumulators
 from learned_opt.optimizers.shared import loss_features
 from learned_opt.optimizers.shared import lstm
+from learned_opt.optimizers.shared import velo_features
+from learned_opt.update import accumulators
 from learned_opt.update import mlp
 from learned_opt.update import per_parameter
 from learned_opt.update import sharding
-from learned_opt.optimizers.shared import velo_features
 
 SECOND_DECAY = 0.999
 MILESTONES = np.array(
@@ -67,6 +67,8 @@ class State(NamedTuple):
 def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
          step_mult: float = 0.001, exp_mult: float = 0.001,
          interpolation: float = 100.0, param_scale: bool = True,
+         use_bugged_loss_features: bool = False,
+         use_bugged_next_lstm_state: bool = False,
          lowering: str | None = None) -> base.LearnedOptimizer:
   """Return the optimizer; with the defaults, theta has 2,320,385 numbers.
 
@@ -80,33 +82,29 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
     exp_mult: multiplies the magnitude output before exponentiation.
     interpolation: multiplies the mixed weights.
     param_scale: multiply updates by the RMS of their tensor.
+    use_bugged_loss_features: all averages of the loss have the time constant of
+      the fastest, 10 steps, so that no feature tells slow progress from fast.
+      Some published weights were meta-trained this way.
+    use_bugged_next_lstm_state: at every step, the LSTM starts from its learned
+      initial state, and its new state is lost. Some early published weights
+      were meta-trained this way.
     lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
   Raises:
     ValueError: a size is not a positive integer, a multiplier is not a positive
-      number, or the lowering is unknown. `opt_fn` raises ValueError without
-      num_steps, and `update` without value.
+      number, a "bugged" setting is no boolean, or the lowering is unknown.
+      `opt_fn` raises ValueError without num_steps, and `update` without value.
   """
   mlp.check_settings(hidden, 1, lowering, step_mult=step_mult,
                      exp_mult=exp_mult, interpolation=interpolation)
   base.check_sizes(lstm_hidden=lstm_hidden, bank=bank)
+  _check_switches(use_bugged_loss_features=use_bugged_loss_features,
+                  use_bugged_next_lstm_state=use_bugged_next_lstm_state)
+  step_one = _step_one(step_mult, exp_mult, param_scale, lowering)
 
   def opt_fn(theta, *, num_steps=None, kinds=None):
     _check_num_steps(num_steps)
     states = per_parameter.Statistics(accumulators.init, kinds=kinds)
-
-    def step_one(grad, param, acc, step, context, _):
-      weights, rate = context
-      acc, grad = velo_features.accumulate(acc, grad, SECOND_DECAY, step)
-      features = velo_features.make(
-          grad, param, acc, second_epsilon=1e-6, epsilon=1e-5)
-      scale = step_mult * rate
-      if param_scale:
-        scale *= jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
-      output = lambda direction, magnitude: (
-          -direction * jnp.exp(exp_mult * magnitude))
-      return scale * mlp.apply(
-          weights, features, grad.shape, output, lowering), acc
 
     def init(params):
       statistics = states.init(params)
@@ -120,7 +118,8 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
       params = states.matched(grads, params, state.statistics)
       _check_value(value)
       loss, progress = loss_features.update(
-          state.loss, value, state.step, num_steps)
+          state.loss, value, state.step,
+          loss_features.FASTEST if use_bugged_loss_features else num_steps)
       done = state.step.astype(jnp.float32) / num_steps
       time = jnp.tanh(10 * (done - MILESTONES))  # [9]
       cells, context = state.lstm, None
@@ -129,8 +128,9 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
         rows = _lstm_step(
             theta, jnp.concatenate([time, progress]), tensors, lstm.State(
                 *[states.rows(x, params) for x in state.lstm]))
-        cells = lstm.State(*[states.from_rows(new, x, params)
-                             for new, x in zip(rows, state.lstm)])
+        if not use_bugged_next_lstm_state:
+          cells = lstm.State(*[states.from_rows(new, x, params)
+                               for new, x in zip(rows, state.lstm)])
         # One MLP and one learning rate for each of n parameters.
         mixed = _mix(theta, rows.hidden, interpolation / bank)  # [n, ...]
         rate = lstm.dense(theta["step_size"], rows.hidden)[:, 0]  # [n]
@@ -144,6 +144,25 @@ def make(lstm_hidden: int = 512, bank: int = 256, hidden: int = 4,
 
   return base.LearnedOptimizer(
       lambda key: _init(key, lstm_hidden, bank, hidden), opt_fn)
+
+
+def _step_one(step_mult, exp_mult, param_scale, lowering):
+  """Return the rule for one parameter; its arguments are those of `make`."""
+
+  def step_one(grad, param, acc, step, context, _):
+    weights, rate = context
+    acc, grad = velo_features.accumulate(acc, grad, SECOND_DECAY, step)
+    features = velo_features.make(
+        grad, param, acc, second_epsilon=1e-6, epsilon=1e-5)
+    scale = step_mult * rate
+    if param_scale:
+      scale *= jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
+    output = lambda direction, magnitude: (
+        -direction * jnp.exp(exp_mult * magnitude))
+    return scale * mlp.apply(
+        weights, features, grad.shape, output, lowering), acc
+
+  return step_one
 
 
 def _init(key, lstm_hidden, bank, hidden):
@@ -164,6 +183,13 @@ def _init(key, lstm_hidden, bank, hidden):
       "initial": {name: jnp.zeros((1, lstm_hidden), jnp.float32)
                   for name in lstm.State._fields},
       "controls": dense(lstm_hidden, bank), "step_size": dense(lstm_hidden, 1)}
+
+
+def _check_switches(**switches):
+  """Raise ValueError unless all settings are True or False."""
+  for name, value in switches.items():
+    if not isinstance(value, bool):
+      raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
 def _check_num_steps(num_steps):

@@ -14,6 +14,7 @@ import functools
 from typing import Callable, NamedTuple, TypeAlias
 
 from learned_opt import base
+from learned_opt.scaling import beside
 from learned_opt.scaling import fan
 
 Axes: TypeAlias = tuple[int, ...]
@@ -47,8 +48,9 @@ class Evidence:
     inputs: inputs that the user declared, or None.
     outputs: outputs that the user declared, or None.
     pairs: (shape of the kernel, shape of the bias) at several widths, if this
-      parameter is one of the only two parameters of a module; otherwise empty.
+      parameter is one of them, see `beside.partners`; otherwise empty.
     is_bias: whether this parameter is the bias of the pairs.
+    partner_stack: axes of the other parameter of the pairs that are a stack.
   """
 
   shape: base.Shape
@@ -60,8 +62,9 @@ class Evidence:
   role: str | None = None
   inputs: Axes | None = None
   outputs: Axes | None = None
-  pairs: tuple[tuple[base.Shape, base.Shape], ...] = ()
+  pairs: tuple[beside.Pair, ...] = ()
   is_bias: bool = False
+  partner_stack: Axes = ()
 
   @property
   def delta(self) -> base.Shape:
@@ -69,11 +72,32 @@ class Evidence:
     return self.shape if self.delta_shape is None else self.delta_shape
 
   @functools.cached_property
+  def _stacks(self) -> tuple[Axes, Axes]:
+    """Known stacks of the kernel and of the bias."""
+    stack = from_front(self.stack, len(self.shape))
+    return ((self.partner_stack, stack) if self.is_bias else
+            (stack, self.partner_stack))
+
+  @functools.cached_property
+  def reading(self) -> beside.Reading | None:
+    """What the kernel and its bias show about each other."""
+    return beside.read(self.pairs, self.layout, self._stacks)
+
+  @functools.cached_property
+  def whole_stack(self) -> Axes:
+    """Axes that are a stack, as declared or as the bias shows."""
+    stack = from_front(self.stack, len(self.shape))
+    if self.role == "vector" or (self.inputs, self.outputs) != (None, None):
+      return stack
+    if self.reading is None:
+      return stack
+    return tuple(sorted({*stack, *(
+        self.reading.bias_stack if self.is_bias else self.reading.stack)}))
+
+  @functools.cached_property
   def axes(self) -> Axes:
     """Axes to decide about: all but the stack."""
-    rank = len(self.shape)
-    stack = from_front(self.stack, rank)
-    return tuple(i for i in range(rank) if i not in stack)
+    return tuple(i for i in range(len(self.shape)) if i not in self.whole_stack)
 
   @functools.cached_property
   def grows(self) -> Axes:
@@ -91,36 +115,23 @@ class Evidence:
     """The layout that was not chosen."""
     return LAYOUTS[1 - LAYOUTS.index(self.layout)]
 
-  def matches(self, layout: str) -> set[int]:
-    """Return the number of output axes of the kernel that its bias shows.
-
-    Args:
-      layout: one of LAYOUTS, under which outputs are the last or first axes.
-
-    Returns:
-      The numbers at all widths. A number is 0 if the shape of the bias is not
-      the shape of the last (or first) axes of the kernel.
-    """
-    numbers = set()
-    for kernel, bias in self.pairs:
-      while self.is_out_in and len(bias) > 1 and bias[-1] == 1:
-        bias = bias[:-1]  # in equinox (outputs, 1, 1), for a 2-D convolution
-      n = len(bias) if 0 < len(bias) < len(kernel) else 0
-      outputs = kernel[-n:] if layout == "in_out" else kernel[:n]
-      numbers.add(n if outputs == bias else 0)
-    return numbers
-
   @property
   def bias_fits_inputs(self) -> bool:
     """True if the bias has the size of the axis that the layout calls inputs.
     """
-    return self.matches(self.layout) == {0} and (
-        self.matches(self.other_layout) == {1})
+    return beside.shows_other_layout(self.pairs, self.layout, self._stacks)
 
   @property
-  def num_outputs(self) -> int:
-    """Number of output axes of the kernel that its bias shows; 0 if unknown."""
-    return min(self.matches(self.layout), default=0)
+  def is_twin(self) -> bool:
+    """True if the module has exactly two parameters, of one shape."""
+    return self.pairs != () and all(
+        x == y for x, y in self.pairs if None not in (x, y))
+
+  @property
+  def is_flat(self) -> bool:
+    """True if all axes but the one that grows have size 1."""
+    return len(self.grows) == 1 and all(
+        self.shape[i] == 1 for i in self.axes if i not in self.grows)
 
 
 Split: TypeAlias = tuple[Axes, Axes]  # (inputs, outputs)
@@ -141,6 +152,10 @@ def _last_is_output(e: Evidence) -> Split:
   return e.axes[:-1], e.axes[-1:]
 
 
+def _by_layout(e: Evidence) -> Split:
+  return _first_is_output(e) if e.is_out_in else _last_is_output(e)
+
+
 def _second_growing_is_output(e: Evidence) -> Split:
   second = e.grows[1]
   return (tuple(i for i in e.axes if i < second),
@@ -148,10 +163,8 @@ def _second_growing_is_output(e: Evidence) -> Split:
 
 
 def _bias_tells(e: Evidence) -> Split:
-  n = e.num_outputs
-  if e.layout == "in_out":
-    return e.axes[:-n], e.axes[-n:]
-  return e.axes[n:], e.axes[:n]
+  assert e.reading is not None
+  return e.reading.inputs, e.reading.outputs
 
 
 def _declared(e: Evidence) -> Split:
@@ -179,13 +192,22 @@ def _wrong_layout(e: Evidence) -> Split:
   raise ValueError(
       f"beside the kernel {kernel} there is a bias {bias}, the "
       f"size of its inputs under the layout {e.layout!r}. If kernels are "
-      f"stored the other way round, say layout={e.other_layout!r}.")
+      f"stored the other way round, say layout={e.other_layout!r}; if not, "
+      f"declare its axes: overrides={{{e.path!r}: scaling.Override(inputs="
+      "(...), outputs=(...))}.")
 
 
 def _table_or_readout(e: Evidence) -> Split:
   raise ValueError(
       f"shape {e.shape} (base {e.base_shape}) may be an embedding or a readout "
       "without a bias. " + HOW % e.path)
+
+
+def _norm_or_kernels(e: Evidence) -> Split:
+  raise ValueError(
+      f"another parameter beside it has the same shape {e.shape} (base "
+      f"{e.base_shape}): gain and offset of a norm, or two kernels. " +
+      HOW % e.path)
 
 
 def _unknown(e: Evidence) -> Split:
@@ -207,7 +229,8 @@ class AxisRule(NamedTuple):
       its error message matches.
     reason: reason for the result, or for leaving it open.
     open: question that shapes leave open, "" for none. Multipliers relative to
-      the base width do not depend on the answer; fan-in and fan-out do.
+      the base width do not depend on the answer, except for decay; fan-in and
+      fan-out do.
   """
 
   applies: Callable[[Evidence], bool]
@@ -222,6 +245,12 @@ class AxisRule(NamedTuple):
 # Shapes of (kernel, bias) for the examples, at two widths.
 _QUERIES = ((16, 4, 4), (4, 4)), ((64, 16, 4), (16, 4))
 _LINEAR = ((16, 5), (16,)), ((64, 5), (64,))
+
+
+def _twins(*first: int) -> tuple[beside.Pair, ...]:
+  """Return two parameters of one shape, whose last axis grows."""
+  return tuple(((*first, n), (*first, n)) for n in (16, 64))
+
 
 # Condition, result, example, expected result, reason. The first rule decides.
 AXIS_RULES = (
@@ -249,14 +278,30 @@ AXIS_RULES = (
              "equinox Linear (outputs, inputs), layout left at in_out",
              Evidence((64, 5), (16, 5), pairs=_LINEAR), "layout='out_in'",
              "The bias has the size of the inputs."),
-    AxisRule(lambda e: e.num_outputs > 0 and e.is_bias, _all_outputs,
+    AxisRule(lambda e: e.reading is not None and e.is_bias, _all_outputs,
              "bias of queries (heads, head size)",
              Evidence((16, 4), (4, 4), pairs=_QUERIES, is_bias=True),
              ((), (0, 1)), "It is added to the outputs of its kernel."),
-    AxisRule(lambda e: e.num_outputs > 0, _bias_tells,
+    AxisRule(lambda e: e.reading is not None, _bias_tells,
              "queries (width, heads, head size) with a bias",
              Evidence((64, 16, 4), (16, 4, 4), pairs=_QUERIES), ((0,), (1, 2)),
-             "The bias has the shape of the outputs."),
+             "The bias has the shape of the outputs, after that of a stack."),
+    AxisRule(lambda e: e.is_twin and e.is_flat, _all_outputs,
+             "scale of haiku's BatchNorm (1, 1, 1, width), beside its offset",
+             Evidence((1, 1, 1, 64), (1, 1, 1, 16), pairs=_twins(1, 1, 1)),
+             ((), (0, 1, 2, 3)), "No layer has two kernels of one input."),
+    AxisRule(lambda e: e.is_twin and len(e.grows) == 1 and e.grows != (
+                 e.axes[:1] if e.is_out_in else e.axes[-1:]), _norm_or_kernels,
+             "gain of heads (heads, head size) beside its offset",
+             Evidence((16, 4), (4, 4), pairs=(((4, 4),) * 2, ((16, 4),) * 2)),
+             "gain and offset of a norm, or two kernels",
+             "Two readouts of one module have the same shape."),
+    AxisRule(lambda e: e.is_twin and len(e.grows) == 1,
+             _by_layout,
+             "scale of a LayerNorm over all axes (height, width, channels)",
+             Evidence((8, 8, 64), (8, 8, 16), pairs=_twins(8, 8)),
+             ((0, 1), (2,)), "Two tables of positions have the same shape.",
+             open="whether it is a gain or offset, a \"vector\""),
     # 3. The axes that grow tell.
     AxisRule(lambda e: len(e.grows) > 2, _unknown,
              "queries, number and size of heads grow",

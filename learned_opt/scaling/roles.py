@@ -1,21 +1,18 @@
 """Role, fan-in and fan-out of each parameter, from a network at two widths.
 
-Nothing is stored on arrays. Where shapes do not tell what a parameter is,
-`infer` raises an error that says what to declare. Names of parameters matter in
-three places only: in overrides, for the two parameters of one module, and for
-`deeper_shapes`.
+Nothing is stored on arrays. Where its shapes do not tell what a parameter is,
+the parameters beside it do, or `infer` raises an error that says what to
+declare. Names of parameters matter in three places only: in overrides, for
+which parameters are in one module, and for `deeper_shapes`.
 
-Limitation: a bias or gain of two axes looks like a matrix and is silently
-treated as a matrix, unless
+Limitation: a bias or gain of several axes that stands alone in its module looks
+like a table of positions or like a kernel, and is treated as one, unless
 
-* it is the only other parameter in its kernel's module, such as a bias (heads,
-  head size);
-* `deeper_shapes` shows that one of its axes is a stack of layers;
+* it has the axes of heads in a kernel elsewhere: then it is an error;
+* `deeper_shapes` shows that all but one of its axes are stacks of layers;
 * it is declared to be a "vector".
 """
 
-import collections
-import fnmatch
 import math
 from typing import Any, Callable, Mapping, NamedTuple, TypeVar
 
@@ -24,10 +21,13 @@ import optax
 
 from learned_opt import base as base_lib
 from learned_opt.scaling import axis_rules
+from learned_opt.scaling import beside
 from learned_opt.scaling import fan
+from learned_opt.scaling import overrides as overrides_lib
 from learned_opt.scaling import residual_depth
 
 Shape = base_lib.Shape
+Override = overrides_lib.Override
 T = TypeVar("T")
 path_of = base_lib.path_of
 
@@ -35,28 +35,6 @@ path_of = base_lib.path_of
 # base_shapes takes these arguments, too.
 SETTINGS = ("delta_shapes", "deeper_shapes", "base_depth", "overrides",
             "layout", "readout")
-
-
-class Override(NamedTuple):
-  """Declaration of the user about one parameter; None where shapes decide.
-
-  Attributes:
-    role: "input", "hidden", "output", "vector" (biases, gains), "fixed" (no
-      axis grows), "embedding" (a table whose rows are looked up) or "tied" (an
-      embedding that is the readout as well).
-    inputs: axes that are summed over where the parameter is used.
-    outputs: axes of the result.
-    stack: axes of layers, experts or copies; each index of these axes is
-      treated as a parameter of its own.
-    depth: number of consecutive residual blocks; the parameter is in one of
-      them. 1 outside of blocks.
-  """
-
-  role: str | None = None
-  inputs: tuple[int, ...] | None = None
-  outputs: tuple[int, ...] | None = None
-  stack: tuple[int, ...] = ()
-  depth: int | None = None
 
 
 class ParamInfo(NamedTuple):
@@ -79,7 +57,8 @@ class ParamInfo(NamedTuple):
     base_depth: number of blocks at which multipliers for depth are 1; 1 outside
       of blocks.
     open: question that shapes leave open, "" for none. Multipliers relative to
-      the base width do not depend on the answer; fan-in and fan-out do.
+      the base width do not depend on the answer, except for decay; fan-in and
+      fan-out do.
   """
 
   role: str
@@ -138,9 +117,8 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
           layout: str = "in_out", readout: bool = True) -> dict[str, ParamInfo]:
   """Return {path: ParamInfo}: role, fan-in, fan-out and depth of parameters.
 
-  Declare a bias or gain of two axes "vector" if its module has more parameters
-  than the kernel, or if it is stacked over layers: otherwise it is treated as a
-  matrix.
+  Declare a bias or gain of several axes "vector" if it is alone in its module:
+  otherwise it is treated as a table or matrix.
 
   Args:
     params: parameters of the network at hand, arrays or `jax.ShapeDtypeStruct`.
@@ -179,27 +157,30 @@ def infer(params: Any, base_shapes: Any, *, delta_shapes: Any = None,
   if layout not in axis_rules.LAYOUTS:
     raise ValueError(f"Unknown layout {layout!r}; available: "
                      f"{', '.join(axis_rules.LAYOUTS)}.")
+  if not overrides_lib.is_int(base_depth) or base_depth < 1:
+    raise ValueError("base_depth must be a number of residual blocks, at least "
+                     f"1, got {base_depth!r}.")
   shapes, bases = by_path(params), by_path(base_shapes)
   deltas = shapes if delta_shapes is None else by_path(delta_shapes)
   _check(shapes, bases, delta_shapes)
   _check_extra(params, shapes, bases)
-  declared = _declared(overrides or {}, bases)
-  depths, found = _blocks(bases, deeper_shapes, declared)
-  kernels = _kernels_with_bias(bases)
+  declared = overrides_lib.by_path(overrides or {}, bases)
+  depths, layers = _blocks(bases, deeper_shapes, declared)
+  trees = bases, deltas
+  evidence_of = _evidence(
+      shapes, trees, layout, _known_stacks(bases, declared, layers), declared)
   infos: dict[str, ParamInfo] = {}
   for path, shape in shapes.items():
     override = declared.get(path, Override())
-    pairs, is_bias = _pairs(path, kernels, (bases, deltas))
-    evidence = axis_rules.Evidence(
-        shape, bases[path], deltas.get(path, shape), path=path,
-        stack=override.stack or found.get(path, ()), layout=layout,
-        role=override.role, inputs=override.inputs, outputs=override.outputs,
-        pairs=pairs, is_bias=is_bias)
     try:
+      evidence = evidence_of(path)
       info = _param_info(evidence)
+      if info.role == "output" and not evidence.pairs and (
+          override._replace(depth=None) == Override()):
+        _check_gain(path, trees)
     except ValueError as e:
       raise ValueError(f"Parameter {path}: {e}") from e
-    depth = _depth(path, shape, override, depths, found)
+    depth = _depth(path, shape, override, depths, layers)
     infos[path] = info if depth is None else info._replace(
         depth=depth, base_depth=base_depth)
   if readout:
@@ -215,9 +196,16 @@ def stacks(base_shapes: Any, *, deeper_shapes: Any = None,
   Arguments are those of `infer`, and so are the errors.
   """
   bases = by_path(base_shapes)
-  declared = _declared(overrides or {}, bases)
-  _, found = _blocks(bases, deeper_shapes, declared)
-  axes = found | {path: x.stack for path, x in declared.items() if x.stack}
+  declared = overrides_lib.by_path(overrides or {}, bases)
+  _, layers = _blocks(bases, deeper_shapes, declared)
+  return _known_stacks(bases, declared, layers)
+
+
+def _known_stacks(
+    bases: dict[str, Shape], declared: dict[str, Override],
+    layers: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+  """Return {path: axes of the stack}, declared or in deeper_shapes."""
+  axes = layers | {path: x.stack for path, x in declared.items() if x.stack}
   return {path: axis_rules.from_front(x, len(bases[path]))
           for path, x in axes.items()}
 
@@ -230,6 +218,46 @@ def _blocks(bases: dict[str, Shape], deeper_shapes: Any,
     return {}, {}
   return residual_depth.find(bases, by_path(deeper_shapes), {
       path for path, x in declared.items() if x.depth is not None})
+
+
+def _evidence(
+    shapes: dict[str, Shape], trees: tuple[dict[str, Shape], ...], layout: str,
+    stacks: dict[str, tuple[int, ...]], declared: dict[str, Override]
+    ) -> Callable[[str], axis_rules.Evidence]:
+  """Return a function of a path: the evidence about this parameter.
+
+  Args:
+    shapes: of the network at hand.
+    trees: shapes at the base width, and at the width to compare with it.
+    layout: see `infer`.
+    stacks: known stacks.
+    declared: see `overrides.by_path`.
+  """
+  partners = beside.partners(trees, layout)
+
+  def evidence(path: str) -> axis_rules.Evidence:
+    role, inputs, outputs, *_ = declared.get(path, Override())
+    if (role, inputs, outputs, layout) == (None, None, None, "in_out"):
+      inputs = beside.inputs_of_heads(path, trees)
+    kernel, bias = partners.get(path, (path, path))
+    return axis_rules.Evidence(
+        shapes[path], trees[0][path], trees[1].get(path, shapes[path]),
+        path=path, stack=stacks.get(path, ()), layout=layout, role=role,
+        inputs=inputs, outputs=outputs, is_bias=path == bias != kernel,
+        pairs=beside.pairs_of(kernel, bias, trees) if kernel != bias else (),
+        partner_stack=stacks.get(kernel if path == bias else bias, ()))
+
+  return evidence
+
+
+def _check_gain(path: str, trees: tuple[dict[str, Shape], ...]) -> None:
+  """Raise ValueError if a readout may as well be a gain of heads."""
+  kernel = beside.part_of_a_kernel(path, trees)
+  if kernel:
+    raise ValueError(
+        f"its axes {trees[0][path]} are two of the axes of {kernel}, "
+        f"{trees[0][kernel]}: it may be a gain of heads or a matrix. " +
+        axis_rules.HOW % path)
 
 
 def _check_extra(params: Any, shapes: dict[str, Shape],
@@ -280,57 +308,6 @@ def _check_readout(infos: dict[str, ParamInfo]) -> None:
         "outputs of the network grow with its width, say readout=False.")
 
 
-def _declared(overrides: Mapping[str, str | Override], bases: dict[str, Shape]
-              ) -> dict[str, Override]:
-  """Return {path: override}; raise ValueError if an override fits no path."""
-  declared: dict[str, Override] = {}
-  for pattern, value in overrides.items():
-    override = Override(value) if isinstance(value, str) else value
-    if override.role is not None and override.role not in axis_rules.ROLES:
-      raise ValueError(f"Unknown role {override.role!r} for {pattern!r}; "
-                       f"available: {', '.join(axis_rules.ROLES)}.")
-    matching = [path for path in bases if fnmatch.fnmatchcase(path, pattern)]
-    if not matching:
-      raise ValueError(f"The override {pattern!r} fits none of the paths "
-                       f"{', '.join(sorted(bases))}.")
-    for path in matching:
-      if declared.setdefault(path, override) != override:
-        raise ValueError(f"Two overrides fit {path}: {declared[path]} and "
-                         f"{override}.")
-  return declared
-
-
-def _kernels_with_bias(bases: dict[str, Shape]) -> dict[str, tuple[str, str]]:
-  """Return {path: (kernel, bias)} for modules of exactly two parameters.
-
-  The kernel is the larger of the two and has two axes or more. Names are not
-  looked at: any two parameters are such a pair until their shapes say no (see
-  `axis_rules.Evidence.num_outputs`).
-  """
-  modules = collections.defaultdict(list)
-  for path in bases:
-    modules[path.rpartition("/")[0]].append(path)
-  kernels = {}
-  for paths in modules.values():
-    if len(paths) == 2:
-      small, large = sorted(paths, key=lambda path: math.prod(bases[path]))
-      if len(bases[large]) > 1 and (
-          math.prod(bases[small]) < math.prod(bases[large])):
-        kernels[small] = kernels[large] = (large, small)
-  return kernels
-
-
-def _pairs(path: str, kernels: dict[str, tuple[str, str]],
-           trees: tuple[dict[str, Shape], ...]
-           ) -> tuple[tuple[tuple[Shape, Shape], ...], bool]:
-  """Return `axis_rules.Evidence.pairs` and `.is_bias` of one parameter."""
-  if path not in kernels:
-    return (), False
-  kernel, bias = kernels[path]
-  return tuple((shapes[kernel], shapes[bias]) for shapes in trees
-               if kernel in shapes and bias in shapes), path == bias
-
-
 def _depth(path: str, shape: Shape, override: Override, depths: dict[str, int],
            stacks: dict[str, tuple[int, ...]]) -> int | None:
   """Return the number of blocks of the network at hand; None outside of blocks.
@@ -360,7 +337,7 @@ def _param_info(evidence: axis_rules.Evidence) -> ParamInfo:
       canonical(delta), canonical(base_shape)))
   info = ParamInfo(
       "", canonical(shape), canonical(base_shape), grows, inputs, outputs,
-      axis_rules.from_front(evidence.stack, len(shape)), open=axis_rule.open)
+      evidence.whole_stack, open=axis_rule.open)
   role = info.at(fan.role)
   # A table counts as an input here; its declared role says more.
   if evidence.role not in (None, role, *axis_rules.TABLES):
