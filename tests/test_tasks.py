@@ -27,6 +27,7 @@ SMALL = {  # settings that make a family fast
     "autoencoder": {"width": 16}, "conv": {"width": 8}, "mlp": {"width": 16},
     "resnet": {"width": 4, "batch_size": 16},
     "rnn_lm": {"width": 16, "length": 8},
+    "siren": {"width": 16, "dataset": "waves"}, "table_mlp": {"width": 16},
     "transformer_lm": {"width": 16, "length": 8},
     "vit": {"width": 16, "batch_size": 16}}
 VARIANTS = [
@@ -38,6 +39,10 @@ VARIANTS = [
         ("mlp", {"depth": 3, "activation": "tanh", "label_noise": 0.1}),
         ("resnet", {"depth_exponent": 1.0, "norm": "rms", "stages": 1}),
         ("rnn_lm", {"cell": "lstm", "depth": 2}),
+        *[("table_mlp", {"dataset": name}) for name in (
+            "breast_cancer", "diabetes", "low_rank", "student_t")],
+        ("table_mlp", {"dataset": "scales", "standardize": False,
+                       "depth": 2, "norm": "layer"}),
         ("transformer_lm", {"positions": "learned", "tied": True}),
         ("vit", {"depth_exponent": 0.5, "depth": 2, "patch": 4}))]]
 label = lambda x: x if isinstance(x, str) else ",".join(
@@ -92,7 +97,8 @@ def test_every_task(name, settings, parametrization):
   losses, gradients = jax.tree.map(lambda x: x[1], train(params, rates))
   assert losses.dtype == jnp.float32
   if task.chance_loss is not None:
-    assert 0.7 * task.chance_loss < losses[0] < 2.5 * task.chance_loss
+    # Outputs that are not zero at first add their square to a squared error.
+    assert 0.7 * task.chance_loss < losses[0] < 4 * task.chance_loss
   # From the third step on, because no gradient passes a readout of zeros.
   jax.tree.map(lambda g: np.testing.assert_array_less(0, g[2]), gradients)
   losses = task.normalize(losses)
