@@ -24,18 +24,24 @@ needs_files = pytest.mark.skipif(
     not os.environ.get("MULO_DATA_DIR"),
     reason="MULO_DATA_DIR, the folder of data sets, is not set")
 SMALL = {  # settings that make a family fast
-    "autoencoder": {"width": 16}, "conv": {"width": 8}, "mlp": {"width": 16},
+    "autoencoder": {"width": 16}, "contrastive": {"width": 8},
+    "conv": {"width": 8}, "denoising": {"width": 16},
+    "gated_transformer": {"width": 16, "length": 8}, "image_rnn": {"width": 16},
+    "mixer": {"width": 16}, "mlp": {"width": 16},
     "resnet": {"width": 4, "batch_size": 16},
     "rnn_lm": {"width": 16, "length": 8},
+    "separable": {"width": 8},
     "siren": {"width": 16, "dataset": "waves"}, "table_mlp": {"width": 16},
     "transformer_lm": {"width": 16, "length": 8},
-    "vit": {"width": 16, "batch_size": 16}}
+    "vae": {"width": 16}, "vit": {"width": 16, "batch_size": 16}}
 VARIANTS = [
     *[(name, SMALL.get(name, {})) for name in families.names()],
     *[(name, SMALL.get(name, {}) | settings) for name, settings in (
         ("conv", {"pooling": "max", "norm": "layer"}),
         ("conv", {"pooling": "average", "activation": "silu", "depth": 3}),
         ("conv", {"pooling": "none", "norm": "group", "init_scale": 2.0}),
+        ("gated_transformer", {"depth": 2, "tied": True}),
+        ("mixer", {"depth": 2, "norm": "none", "patch": 4}),
         ("mlp", {"depth": 3, "activation": "tanh", "label_noise": 0.1}),
         ("resnet", {"depth_exponent": 1.0, "norm": "rms", "stages": 1}),
         ("rnn_lm", {"cell": "lstm", "depth": 2}),
