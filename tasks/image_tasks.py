@@ -140,7 +140,7 @@ def moments(image: np.ndarray, axes: tuple[int, ...], max_value: float
 
 
 def sampler(images: Images, batch_size: int
-             ) -> Callable[[jax.Array, dict[str, jax.Array]], base.Batch]:
+            ) -> Callable[[jax.Array, dict[str, jax.Array]], base.Batch]:
   """Return `Task.sample_batch`: examples drawn with replacement."""
 
   def sample_batch(key: jax.Array, split: dict[str, jax.Array]) -> base.Batch:

@@ -1,7 +1,6 @@
 """Language modelling by a transformer with gates, as in LLaMA."""
 
 from tasks import base
-from tasks import layers
 from tasks import networks
 from tasks import text_tasks
 from tasks.families import transformer_lm

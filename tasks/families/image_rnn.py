@@ -1,5 +1,7 @@
 """Image classification by a recurrent network that reads row by row."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 
@@ -20,12 +22,12 @@ class RowReader(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # [n, height, width, channels]
-    x = x.reshape(*x.shape[:2], -1)
+    h: Any = x.reshape(*x.shape[:2], -1)
     for _ in range(self.depth):
-      x = nn.RNN(rnn_lm.CELLS[self.cell](
+      h = nn.RNN(rnn_lm.CELLS[self.cell](
           self.width, kernel_init=layers.ZEROS,
-          recurrent_kernel_init=layers.ZEROS))(x)
-    return layers.dense(self.num_classes)(x[:, -1])
+          recurrent_kernel_init=layers.ZEROS))(h)
+    return layers.dense(self.num_classes)(h[:, -1])
 
 
 @image_tasks.classification

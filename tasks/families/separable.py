@@ -24,10 +24,10 @@ class Depthwise(nn.Module):
     kernel = self.param("kernel", layers.ZEROS, (3, 3, 1, x.shape[-1]))
     height, width = (-(-n // self.stride) for n in x.shape[1:3])  # of outputs
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(
+    return sum((
         x[:, i:i + height * self.stride:self.stride,
           j:j + width * self.stride:self.stride] * kernel[i, j][None, None]
-        for i in range(3) for j in range(3))
+        for i in range(3) for j in range(3)), start=jnp.zeros([], x.dtype))
 
 
 class SeparableNet(nn.Module):

@@ -19,10 +19,10 @@ def load(name: str, folder: pathlib.Path | None, size: int) -> base.ImageParts:
   del name, folder, size
   rng = np.random.default_rng(30)
   label = rng.integers(8, size=COUNT)
-  # One number per image, with axes for rows and columns.
-  draw = lambda low, high: rng.uniform(low, high, (COUNT, 1, 1))
-  row, column = draw(5, 10), draw(5, 10)
-  angle, radius, ink = draw(-0.4, 0.4), draw(4, 6), draw(100, 230)
+  # Each [n, 1, 1], with axes for rows and columns of pixels.
+  row, column, angle, radius, ink = (
+      rng.uniform(low, high, (COUNT, 1, 1)) for low, high in (
+          (5, 10), (5, 10), (-0.4, 0.4), (4, 6), (100, 230)))
   y, x = np.mgrid[:SIZE, :SIZE]
   y, x = y[None] - row, x[None] - column
   # Coordinates of the shape itself: a shape lies within -1 ... 1.

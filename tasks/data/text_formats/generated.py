@@ -8,7 +8,7 @@ from tasks.data import base
 
 DATASETS = ("sums", "brackets")
 LOCAL = False
-LINES, LENGTH = 40_000, 400_000
+LINES, LENGTH = 80_000, 800_000
 PAIRS = ("()", "[]", "{}", "<>")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from tasks.data import base
 
-DATASETS = ("patches",)
+DATASETS = ("photos",)
 LOCAL = False
 SIZE = 12  # pixels along each side of a square
 
