@@ -1,14 +1,16 @@
 """Data, loss and batches of tasks on tables.
 
 A family is a function `(parametrization, table, **settings) -> Network` with
-the decorator `prediction`. The decorator adds three groups of settings:
+the decorator `prediction`, or `prediction_of(data set)` for another default
+data set. The decorator adds three groups of settings:
 
 * the settings of `load`,
 * batch_size: examples per batch, drawn with replacement,
 * compute_dtype: see `tasks.networks.computed_in`.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +41,16 @@ class Table(NamedTuple):
   @property
   def batch(self) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a batch of one row."""
-    return jax.ShapeDtypeStruct(
-        (1, *self.splits["train"]["x"].shape[1:]), jnp.float32)
+    x = self.splits["train"]["x"]
+    return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+
+  @property
+  def num_ids(self) -> tuple[int, ...]:
+    """Number of ids of each input; raises ValueError for other inputs."""
+    parts = [split["x"] for split in self.splits.values()]
+    if not np.issubdtype(parts[0].dtype, np.integer):
+      raise ValueError("The inputs of this table are not ids.")
+    return tuple((np.max([x.max(0) for x in parts], 0) + 1).tolist())
 
 
 def load(dataset: str = "friedman1", standardize: bool = True,
@@ -50,7 +60,7 @@ def load(dataset: str = "friedman1", standardize: bool = True,
   Args:
     dataset: `name` of `tasks.data.tables.table_data`.
     standardize: whether each input gets mean 0 and variance 1 in the train
-      split, too.
+      split, too; ids are left as they are.
     data_dir: see `tasks.data.images.image_data`.
 
   Raises:
@@ -58,7 +68,7 @@ def load(dataset: str = "friedman1", standardize: bool = True,
   """
   data = tables_lib.table_data(dataset, data_dir)
   splits = data.splits
-  if standardize:
+  if standardize and np.issubdtype(splits["train"]["x"].dtype, np.floating):
     splits = _standardized(splits, "x")
   if data.num_classes:
     return Table(splits, data.num_classes, True)
@@ -117,6 +127,12 @@ def predict(network: networks.Network, table: Table, batch_size: int = 64,
       normalizers.bounded(chance), chance,
       activations=networks.of_batches(network, lambda batch: batch["x"]),
       blocks=network.blocks)
+
+
+def prediction_of(dataset: str) -> Callable[..., Any]:
+  """Return the decorator `prediction` with another default data set."""
+  return task_decorator.decorator(
+      functools.partial(load, dataset=dataset), predict)
 
 
 prediction = task_decorator.decorator(load, predict)

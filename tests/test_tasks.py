@@ -25,13 +25,16 @@ needs_files = pytest.mark.skipif(
     reason="MULO_DATA_DIR, the folder of data sets, is not set")
 SMALL = {  # settings that make a family fast
     "autoencoder": {"width": 16}, "contrastive": {"width": 8},
-    "conv": {"width": 8}, "denoising": {"width": 16},
+    "conv": {"width": 8}, "conv_lm": {"width": 16, "length": 8},
+    "deep_sets": {"width": 16},
+    "denoising": {"width": 16}, "diffusion": {"width": 4, "batch_size": 16},
     "gated_transformer": {"width": 16, "length": 8}, "image_rnn": {"width": 16},
     "mixer": {"width": 16}, "mlp": {"width": 16},
-    "resnet": {"width": 4, "batch_size": 16},
+    "poisson": {"width": 16}, "resnet": {"width": 4, "batch_size": 16},
     "rnn_lm": {"width": 16, "length": 8},
     "separable": {"width": 8},
-    "siren": {"width": 16, "dataset": "waves"}, "table_mlp": {"width": 16},
+    "siren": {"width": 16}, "table_mlp": {"width": 16},
+    "table_transformer": {"width": 16, "batch_size": 16},
     "transformer_lm": {"width": 16, "length": 8},
     "vae": {"width": 16}, "vit": {"width": 16, "batch_size": 16}}
 VARIANTS = [
@@ -327,6 +330,16 @@ def test_family_of_another_module():
     ("vit", {"patch": 3}, "must divide height and width"),
     ("transformer_lm", {"positions": "sine"}, "available: learned, rotary"),
     ("rnn_lm", {"cell": "mlp"}, "available: gru, lstm"),
+    ("image_rnn", {"cell": "mlp"}, "available: gru, lstm"),
+    ("mixer", {"patch": 3}, "must divide height and width"),
+    ("siren", {"frequency": 0.0}, "frequency must be positive, got 0.0"),
+    ("vae", {"sigma": 0.0}, "sigma must be positive, got 0.0"),
+    ("denoising", {"corruption": -1.0}, "be negative, got -1.0"),
+    ("contrastive", {"batch_size": 1}, "batch_size of at least 2"),
+    ("contrastive", {"temperature": 0.0}, "temperature must be positive"),
+    ("deep_sets", {"point_size": 5}, "must divide the number of inputs, 48"),
+    ("factorization", {"dataset": "wine"}, "inputs of this table are not ids"),
+    ("table_mlp", {"dataset": "whine"}, "available: breast_cancer, china"),
     ("rnn_lm", {"length": 0}, "length must be a whole"),
     ("logistic_regression", {"decay": 0.0}, "decay must be positive")])
 def test_errors(name, settings, message):

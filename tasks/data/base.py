@@ -41,8 +41,8 @@ class TableParts(NamedTuple):
   """A table, before it is split.
 
   Attributes:
-    examples: inputs, float [n, inputs], and targets: integer labels [n], or
-      numbers [n, outputs].
+    examples: inputs, float or integer (ids) [n, inputs], and targets: integer
+      labels [n], or float [n, outputs].
     num_classes: labels are from 0 to num_classes - 1; 0 if targets are numbers.
   """
 

@@ -15,8 +15,8 @@ class TableData(NamedTuple):
   """A table by split.
 
   Attributes:
-    splits: {split: {"x": float32 [n, inputs], "y": int32 [n], or float32
-      [n, outputs]}}.
+    splits: {split: {"x": float32 or int32 (ids) [n, inputs], "y": int32 [n]
+      (classes) or float32 [n, outputs]}}.
     num_classes: number of classes; 0 if targets are numbers.
   """
 
@@ -31,7 +31,9 @@ def table_data(name: str, data_dir: str | None = None) -> TableData:
     scikit-learn.
   * "friedman1", "friedman2", "friedman3": functions with noise.
   * "student_t", "low_rank", "scales": difficult inputs of a random network.
-  * "china", "flower", "waves": functions of a position in the plane.
+  * "china", "flower", "waves", "sources": functions of a position in the plane.
+  * "points" (classes): sets of points.
+  * "ratings": ratings of items by users, whose inputs are ids.
 
   A random tenth is the test split.
 
@@ -58,7 +60,12 @@ def _table_data(load: Callable[..., base.TableParts], name: str,
   test, rest = np.split(order, [len(x) // 10])
   rows = dict(zip(base.FRACTIONS, np.split(rest, base.bounds(len(rest)))),
               test=test)
-  dtype = np.int32 if num_classes else np.float32
   return TableData(
-      {split: {"x": x[i].astype(np.float32), "y": y[i].astype(dtype)}
+      {split: {"x": _small(x[i]), "y": _small(y[i])}
        for split, i in rows.items()}, num_classes)
+
+
+def _small(x: np.ndarray) -> np.ndarray:
+  """Return an array as float32, or as int32 if it has integers."""
+  return x.astype(
+      np.int32 if np.issubdtype(x.dtype, np.integer) else np.float32)

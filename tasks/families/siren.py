@@ -30,7 +30,7 @@ class Siren(nn.Module):
     return layers.dense(self.num_outputs)(x)
 
 
-@table_tasks.prediction
+@table_tasks.prediction_of("waves")
 def make(parametrization: base.Parametrization, table: table_tasks.Table,
          width: int = 32, depth: int = 2, frequency: float = 6.0,
          init_scale: float = 1.0) -> networks.Network:
@@ -51,6 +51,14 @@ def make(parametrization: base.Parametrization, table: table_tasks.Table,
   Reference:
     Sitzmann et al., SIREN, 2020, https://arxiv.org/abs/2006.09661, section 3.
   """
+  return network(
+      parametrization, table, width, depth, frequency, init_scale)
+
+
+def network(parametrization: base.Parametrization, table: table_tasks.Table,
+            width: int, depth: int, frequency: float, init_scale: float
+            ) -> networks.Network:
+  """Return the network; see `make`."""
   layers.check(width=width, depth=depth)
   if not frequency > 0:
     raise ValueError(f"frequency must be positive, got {frequency}.")
