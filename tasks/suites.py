@@ -14,10 +14,13 @@ Tasks of `heldout` differ from the tasks of the other suites:
 
 The suites `prior_...` have more families and data sets, and cheap tasks: a step
 takes at most 5 ms on one core. `prior_train` is for meta-training,
-`prior_valid` for choosing recipes.
+`prior_valid` for choosing recipes, and `prior_hidden` for one final comparison:
+nobody looks at it before.
 
 * No pair of family and data set is in two of them.
-* A family in both has another data set and another width or depth in each.
+* A family in both of the first two has another data set and another width or
+  depth in each.
+* No family and no data set of `prior_hidden` is in another of them.
 """
 
 import copy
@@ -176,6 +179,22 @@ _PRIOR_VALID: Suite = {
                  "num_steps": 1000},
 }
 
+# For one final comparison. Until then, no optimizer may be run on these tasks.
+_PRIOR_HIDDEN: Suite = {
+    "ratings": {"name": "factorization", "dataset": "ratings", "width": 32,
+                "batch_size": 256, "num_steps": 1000},
+    "poisson": {"name": "poisson", "dataset": "sources", "width": 32,
+                "batch_size": 128, "num_steps": 1000},
+    "points": {"name": "deep_sets", "dataset": "points", "width": 64,
+               "batch_size": 32, "num_steps": 1000},
+    "circuit": {"name": "table_transformer", "dataset": "friedman3",
+                "width": 32, "depth": 2, "batch_size": 32, "num_steps": 500},
+    "conv_lm": {"name": "conv_lm", "dataset": "tinyshakespeare", "width": 32,
+                "depth": 4, "batch_size": 8, "num_steps": 1000},
+    "diffusion": {"name": "diffusion", "dataset": "cifar10", "image_size": 8,
+                  "width": 16, "batch_size": 16, "num_steps": 500},
+}
+
 _SUITES: dict[str, Suite] = {
     "train_small": _TRAIN_SMALL, "train_wide": _TRAIN_WIDE,
     # 500 steps unless a section has its own horizon.
@@ -183,7 +202,8 @@ _SUITES: dict[str, Suite] = {
                    for name, section in _VALIDATION.items()},
     "heldout": {name: {**section, "num_steps": 2000}
                 for name, section in _HELDOUT.items()},
-    "prior_train": _PRIOR_TRAIN, "prior_valid": _PRIOR_VALID}
+    "prior_train": _PRIOR_TRAIN, "prior_valid": _PRIOR_VALID,
+    "prior_hidden": _PRIOR_HIDDEN}
 
 
 def names() -> list[str]:

@@ -18,7 +18,7 @@ from tasks import augment
 from tasks import families
 from tasks import suites
 
-PRIOR = ("prior_train", "prior_valid")
+PRIOR = ("prior_train", "prior_valid", "prior_hidden")
 MUP, STANDARD = (parametrizations.get(n) for n in ("mup", "standard"))
 needs_files = pytest.mark.skipif(
     not os.environ.get("MULO_DATA_DIR"),
@@ -146,6 +146,14 @@ def test_prior_suites_are_disjoint(first, second):
     if a["name"] == b["name"]:
       assert any(setting(a, key) != setting(b, key)
                  for key in ("width", "depth")), (a, b)
+
+
+def test_hidden_tasks_have_families_and_data_of_their_own():
+  hidden = pairs("prior_hidden")
+  assert 6 <= len(hidden) <= 8
+  for column in (0, 1):
+    others = {pair[column] for name in PRIOR[:2] for pair in pairs(name)}
+    assert not others & {pair[column] for pair in hidden}
 
 
 def test_prior_suites_say_steps_and_batches():
