@@ -30,6 +30,8 @@ Section: TypeAlias = dict[str, Any]
 Suite: TypeAlias = dict[str, Section]
 
 TRAINING = ("train_small", "train_wide")
+# Suites that only a final comparison may run an optimizer on.
+HIDDEN = ("prior_hidden",)
 
 # Random factors on the parameters, see `tasks.augment.reparametrize`.
 _SHIFTED: Section = {"level": "tensor", "low": 0.1, "high": 10.0}

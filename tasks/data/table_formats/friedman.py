@@ -26,14 +26,19 @@ def load(name: str, folder: pathlib.Path | None) -> base.TableParts:
   rng = np.random.default_rng(DATASETS.index(name))
   if name == "friedman1":
     x = rng.uniform(size=(COUNT, 10))
-    y = (10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5)**2
-         + 10 * x[:, 3] + 5 * x[:, 4])
   else:
     # Resistance, frequency, inductance and capacity of a circuit.
     x = rng.uniform([0, 40 * np.pi, 0, 1], [100, 560 * np.pi, 1, 11],
                     (COUNT, 4))
-    reactance = x[:, 1] * x[:, 2] - 1 / (x[:, 1] * x[:, 3])
-    y = (np.hypot(x[:, 0], reactance) if name == "friedman2"
-         else np.arctan2(reactance, x[:, 0]))
-  y = y + NOISE[name] * rng.normal(size=COUNT)
+  y = value(name, x) + NOISE[name] * rng.normal(size=COUNT)
   return base.TableParts((x, y[:, None]))
+
+
+def value(name: str, x: np.ndarray) -> np.ndarray:
+  """Return a function without its noise, [n], at inputs x [n, inputs]."""
+  if name == "friedman1":
+    return (10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5)**2
+            + 10 * x[:, 3] + 5 * x[:, 4])
+  reactance = x[:, 1] * x[:, 2] - 1 / (x[:, 1] * x[:, 3])
+  return (np.hypot(x[:, 0], reactance) if name == "friedman2"
+          else np.arctan2(reactance, x[:, 0]))
