@@ -101,7 +101,9 @@ def from_flax(parametrization: base.Parametrization,
         variables(params), x, capture_intermediates=True,
         mutable=["intermediates"])
     leaves = jax.tree_util.tree_leaves_with_path(state["intermediates"])
-    return {_layer(path): x for path, x in leaves}
+    # A module whose outputs are a tree is left out, but not the layers in it.
+    return {_layer(path): x for path, x in leaves
+            if all(hasattr(key, "key") for key in path[:-1])}
 
   def apply(params: base.Params, x: Any) -> Any:
     return module.apply(variables(params), x)

@@ -132,6 +132,10 @@ def test_roles(name, settings):
   for path, shape in roles.by_path(params).items():
     assert infos[path].role == fan.role(shape, bases[path]), path
     assert infos[path].fan_in == fan.fan_in(shape, bases[path]), path
+  batch = jax.eval_shape(
+      task.sample_batch, jax.random.key(0), task.data["train"])
+  outputs = jax.eval_shape(task.activations, params, batch)
+  assert len(outputs) > 1 and all(x.shape for x in outputs.values())
 
 
 @pytest.mark.parametrize("name, path, role", [

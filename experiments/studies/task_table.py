@@ -135,13 +135,14 @@ def table(rows: list[dict]) -> str:
       "family": row["section"]["name"],
       "settings": ", ".join(
           f"{k} {v}" for k, v in row["section"].items()
-          if k not in ("name", "num_steps", "augment")) + (
+          if k not in ("name", "augment")) + (
               ", augmented" if "augment" in row["section"] else ""),
       "parameters": f"{row['params']:,}",
       "MFLOPs per step": f"{row['flops'] / 1e6:,.1f}",
       "data, MB": f"{row['bytes'] / 1e6:.1f}",
       "chance loss": f"{row['chance']:.3g}", **_of_adamw(row)}
                         for row in rows])
+  frame = frame.loc[:, (frame != "").any()]  # AdamW may be in no row
   return frame.to_markdown(index=False, disable_numparse=True)
 
 
@@ -163,7 +164,7 @@ def cards(names: list[str], folder: pathlib.Path, data_dir: str | None,
     names: names of suites.
     folder: the workdir.
     data_dir: see `tasks.data.images.image_data`.
-    num_steps: steps of AdamW.
+    num_steps: steps of AdamW; 0 leaves AdamW out.
     seeds: runs of AdamW at its best learning rate.
 
   Raises:
@@ -189,7 +190,7 @@ def cards(names: list[str], folder: pathlib.Path, data_dir: str | None,
       identity |= card(task)
 
       def compute(task=task, identity=identity):
-        if identity["suite"] in suites.HIDDEN:
+        if identity["suite"] in suites.HIDDEN or not num_steps:
           return [identity]
         return [{**identity, **tuned(task, num_steps, seeds)}]
 
@@ -210,7 +211,8 @@ def define_flags() -> None:
   command.define_data_dir()
   flags.DEFINE_list(
       "suites", suites.names(), "Suites of tasks (tasks/suites.py).")
-  flags.DEFINE_integer("num_steps", 300, "Steps of AdamW.", lower_bound=1)
+  flags.DEFINE_integer(
+      "num_steps", 300, "Steps of AdamW; 0 leaves AdamW out.", lower_bound=0)
   flags.DEFINE_integer(
       "seeds", 3, "Runs of AdamW at its best learning rate.", lower_bound=1)
 
