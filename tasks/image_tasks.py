@@ -213,8 +213,8 @@ def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
     batch_size: examples per batch.
     compute_dtype: see `tasks.networks.computed_in`.
     corruption: standard deviation of normal noise on the inputs, drawn again
-      for every batch, in units of the mean deviation of pixels from the mean
-      image.
+      for every batch, in units of the standard deviation of pixels around the
+      mean image.
 
   Raises:
     ValueError: batch_size is not an integer of at least 1, a negative

@@ -36,9 +36,12 @@ def load(name: str, folder: pathlib.Path | None) -> base.TableParts:
 
 def value(name: str, x: np.ndarray) -> np.ndarray:
   """Return a function without its noise, [n], at inputs x [n, inputs]."""
+  y: np.ndarray
   if name == "friedman1":
-    return (10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5)**2
-            + 10 * x[:, 3] + 5 * x[:, 4])
+    y = (10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5)**2
+         + 10 * x[:, 3] + 5 * x[:, 4])
+    return y
   reactance = x[:, 1] * x[:, 2] - 1 / (x[:, 1] * x[:, 3])
-  return (np.hypot(x[:, 0], reactance) if name == "friedman2"
-          else np.arctan2(reactance, x[:, 0]))
+  y = (np.hypot(x[:, 0], reactance) if name == "friedman2"
+       else np.arctan2(reactance, x[:, 0]))
+  return y
