@@ -139,8 +139,8 @@ def moments(image: np.ndarray, axes: tuple[int, ...], max_value: float
           (std / max_value).astype(np.float32))
 
 
-def _sampler(images: Images, batch_size: int
-             ) -> Callable[[jax.Array, dict[str, jax.Array]], base.Batch]:
+def sampler(images: Images, batch_size: int
+            ) -> Callable[[jax.Array, dict[str, jax.Array]], base.Batch]:
   """Return `Task.sample_batch`: examples drawn with replacement."""
 
   def sample_batch(key: jax.Array, split: dict[str, jax.Array]) -> base.Batch:
@@ -180,14 +180,28 @@ def classify(network: networks.Network, images: Images, batch_size: int = 64,
 
   chance = math.log(images.num_classes)  # every class with equal probability
   return base.Task(
-      network.init, loss, _sampler(images, batch_size), images.splits,
+      network.init, loss, sampler(images, batch_size), images.splits,
       network.base_shapes, normalizers.bounded(chance), chance,
       activations=networks.of_batches(network, lambda batch: batch["image"]),
       blocks=network.blocks, tables=network.tables)
 
 
+def mean_image(images: Images) -> tuple[jax.Array, float]:
+  """Return the mean image of the train split, and the loss of guessing it.
+
+  Returns:
+    Mean [height, width, channels], and the mean squared difference from it.
+  """
+  image = images.splits["train"]["image"]
+  mean = images.pixels(jnp.asarray(moments(image, (0,), 1)[0]))
+  return mean, float(np.mean([
+      jnp.mean(jnp.square(images.pixels(jnp.asarray(part)) - mean[None]))
+      for part in _chunks(image)]))
+
+
 def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
-                compute_dtype: str = "float32") -> base.Task:
+                compute_dtype: str = "float32", corruption: float = 0.0
+                ) -> base.Task:
   """Return the task with the mean squared error of reconstructed images.
 
   The network receives and returns differences from the mean image of the train
@@ -198,27 +212,30 @@ def reconstruct(network: networks.Network, images: Images, batch_size: int = 64,
     images: data set.
     batch_size: examples per batch.
     compute_dtype: see `tasks.networks.computed_in`.
+    corruption: standard deviation of normal noise on the inputs, drawn again
+      for every batch, in units of the standard deviation of pixels around the
+      mean image.
 
   Raises:
-    ValueError: batch_size is not an integer of at least 1, or an unknown dtype.
+    ValueError: batch_size is not an integer of at least 1, a negative
+      corruption, or an unknown dtype.
   """
   layers.check(batch_size=batch_size)
+  if not 0 <= corruption < math.inf:
+    raise ValueError(f"corruption must not be negative, got {corruption}.")
   network = networks.computed_in(network, compute_dtype)
-  mean = images.pixels(jnp.asarray(
-      moments(images.splits["train"]["image"], (0,), 1)[0]))
+  mean, chance = mean_image(images)
 
   def loss(params: base.Params, key: jax.Array, batch: base.Batch
            ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    del key
-    x = batch["image"] - mean[None]
-    return jnp.mean(jnp.square(network.apply(params, x) - x)), {}
+    x = corrupted = batch["image"] - mean[None]
+    if corruption:
+      std = corruption * chance**0.5
+      corrupted = x + std * jax.random.normal(key, x.shape)
+    return jnp.mean(jnp.square(network.apply(params, corrupted) - x)), {}
 
-  # Loss of predicting the mean image.
-  chance = float(np.mean([
-      jnp.mean(jnp.square(images.pixels(jnp.asarray(part)) - mean[None]))
-      for part in _chunks(images.splits["train"]["image"])]))
   return base.Task(
-      network.init, loss, _sampler(images, batch_size), images.splits,
+      network.init, loss, sampler(images, batch_size), images.splits,
       network.base_shapes, normalizers.bounded(chance, 1 / chance), chance,
       activations=networks.of_batches(
           network, lambda batch: batch["image"] - mean[None]),

@@ -91,6 +91,26 @@ class Conv(nn.Module):
     return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, self.features)
 
 
+def patches(x: jax.Array, size: int) -> jax.Array:
+  """Cut images [n, height, width, channels] into squares.
+
+  Returns:
+    Pixels [n, number of squares, size * size * channels].
+  """
+  n, height, width, channels = x.shape
+  rows, columns = height // size, width // size
+  x = x.reshape(n, rows, size, columns, size, channels)
+  return x.swapaxes(2, 3).reshape(n, rows * columns, -1)
+
+
+def check_patch(patch: int, shape: tuple[int, ...]) -> None:
+  """Raise ValueError unless squares of size patch fill an image of a shape."""
+  check(patch=patch)
+  if shape[0] % patch or shape[1] % patch:
+    raise ValueError(f"patch ({patch}) must divide height and width of the "
+                     f"images, {shape[0]} and {shape[1]}.")
+
+
 def rotate(x: jax.Array) -> jax.Array:
   """Rotate x [n, length, heads, head size] by the angles of its positions.
 
@@ -122,6 +142,8 @@ class Block(nn.Module):
     rotary: whether queries and keys are rotated by their positions.
     activation: see `activation`.
     norm: see `norm`.
+    gated: whether the two-layer network multiplies its hidden layer, 3 instead
+      of 4 times as wide, by a linear layer; if so, no layer has a bias.
   """
 
   head_size: int
@@ -131,6 +153,7 @@ class Block(nn.Module):
   rotary: bool = False
   activation: str = "gelu"
   norm: str = "layer"
+  gated: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # [n, length, width]
@@ -149,9 +172,14 @@ class Block(nn.Module):
           "nqhd,nkhd->nhqk", query, key))
     h = jax.nn.dot_product_attention(
         query, key, value, scale=self.logit_scale, is_causal=self.causal)
-    x = x + self.branch * dense(width)(h.reshape(x.shape))
-    h = dense(4 * width)(norm(self.norm)(x))
-    return x + self.branch * dense(width)(activation(self.activation)(h))
+    bias = not self.gated
+    x = x + self.branch * dense(width, bias)(h.reshape(x.shape))
+    h = norm(self.norm)(x)
+    hidden = activation(self.activation)(
+        dense((3 if self.gated else 4) * width, bias)(h))
+    if self.gated:
+      hidden = hidden * dense(3 * width, bias)(h)
+    return x + self.branch * dense(width, bias)(hidden)
 
 
 def check_heads(width: int, head_size: int) -> None:

@@ -22,7 +22,7 @@ class Network(NamedTuple):
 
   Attributes:
     init: `(key) -> params`, float32.
-    apply: `(params, inputs) -> outputs`.
+    apply: `(params, inputs) -> outputs`; both can be trees of arrays.
     base_shapes: shapes of the params at another width, or None.
     activations: `(params, inputs) -> {layer: outputs of the layer}`, or None.
     blocks: see `tasks.base.Task`.
@@ -30,17 +30,17 @@ class Network(NamedTuple):
   """
 
   init: Callable[[jax.Array], base.Params]
-  apply: Callable[[base.Params, jax.Array], jax.Array]
+  apply: Callable[[base.Params, Any], Any]
   base_shapes: Any
   activations: Callable[
-      [base.Params, jax.Array], dict[str, jax.Array]] | None = None
+      [base.Params, Any], dict[str, jax.Array]] | None = None
   blocks: dict[str, int] | None = None
   tables: dict[str, str] | None = None
 
 
 def from_flax(parametrization: base.Parametrization,
               build: Callable[[int], nn.Module], width: int,
-              inputs: jax.ShapeDtypeStruct, init_scale: float = 1.0,
+              inputs: Any, init_scale: float = 1.0,
               blocks: dict[str, int] | None = None,
               tables: dict[str, str] | None = None) -> Network:
   """Return a flax module as a network that the parametrization scales.
@@ -53,7 +53,7 @@ def from_flax(parametrization: base.Parametrization,
     parametrization: see `tasks.families.get`.
     build: `(width) -> module`; the module has parameters and no other state.
     width: width of the network; base shapes are the shapes at twice this width.
-    inputs: shape and dtype of a batch of inputs.
+    inputs: shape and dtype of a batch of inputs, or a tree of such.
     init_scale: factor on `init_std`.
     blocks: see `tasks.base.Task`.
     tables: see `tasks.base.Task`.
@@ -100,14 +100,16 @@ def from_flax(parametrization: base.Parametrization,
     scale = lambda p, mult: p if mult in (None, 1.0) else p * mult
     return {"params": jax.tree.map(scale, params, mults, is_leaf=_is_none)}
 
-  def activations(params: base.Params, x: jax.Array) -> dict[str, jax.Array]:
+  def activations(params: base.Params, x: Any) -> dict[str, jax.Array]:
     _, state = module.apply(
         variables(params), x, capture_intermediates=True,
         mutable=["intermediates"])
     leaves = jax.tree_util.tree_leaves_with_path(state["intermediates"])
-    return {_layer(path): x for path, x in leaves}
+    # A module whose outputs are a tree is left out, but not the layers in it.
+    return {_layer(path): x for path, x in leaves
+            if all(hasattr(key, "key") for key in path[:-1])}
 
-  def apply(params: base.Params, x: jax.Array) -> Any:
+  def apply(params: base.Params, x: Any) -> Any:
     return module.apply(variables(params), x)
 
   return Network(init, apply, bases, activations, blocks, tables)
@@ -123,7 +125,7 @@ def _layer(path: tuple[Any, ...]) -> str:
   return "/".join(key for key in keys if key != "__call__") or "output"
 
 
-def of_batches(network: Network, inputs: Callable[[base.Batch], jax.Array]
+def of_batches(network: Network, inputs: Callable[[base.Batch], Any]
                ) -> Callable[[base.Params, base.Batch],
                              dict[str, jax.Array]] | None:
   """Return `Task.activations` of a network.
@@ -158,11 +160,11 @@ def computed_in(network: Network, dtype: str) -> Network:
   if dtype == "float32":
     return network
 
-  def apply(params: base.Params, x: jax.Array) -> jax.Array:
+  def apply(params: base.Params, x: Any) -> Any:
     # Tokens are integers and stay integers.
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(
         x.dtype, jnp.floating) else x
-    return network.apply(
-        jax.tree.map(cast, params), cast(x)).astype(jnp.float32)
+    outputs = network.apply(*jax.tree.map(cast, (params, x)))
+    return jax.tree.map(lambda y: y.astype(jnp.float32), outputs)
 
   return network._replace(apply=apply)

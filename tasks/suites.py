@@ -2,8 +2,8 @@
 
 A suite is {name of a task: section}. A section has the form of the sections in
 `config.tasks`: "name" is the family, and most other entries are settings of the
-family. Two entries are not: "augment" (see `tasks.augment`) and, in
-`validation` and `heldout`, "num_steps", the horizon.
+family. Two entries are not: "augment" (see `tasks.augment`) and, except in the
+training suites, "num_steps", the horizon.
 
 Tasks of `heldout` differ from the tasks of the other suites:
 
@@ -11,6 +11,16 @@ Tasks of `heldout` differ from the tasks of the other suites:
 * Each network is wider or deeper than every network of its family in the
   training suites.
 * Horizons are longer.
+
+The suites `prior_...` have more families and data sets, and cheap tasks: a step
+takes at most 5 ms on one core. `prior_train` is for meta-training,
+`prior_valid` for choosing recipes, and `prior_hidden` for one final comparison:
+nobody looks at it before.
+
+* No pair of family and data set is in two of them.
+* A family in both of the first two has another data set and another width or
+  depth in each.
+* No family and no data set of `prior_hidden` is in another of them.
 """
 
 import copy
@@ -20,6 +30,8 @@ Section: TypeAlias = dict[str, Any]
 Suite: TypeAlias = dict[str, Section]
 
 TRAINING = ("train_small", "train_wide")
+# Suites that only a final comparison may run an optimizer on.
+HIDDEN = ("prior_hidden",)
 
 # Random factors on the parameters, see `tasks.augment.reparametrize`.
 _SHIFTED: Section = {"level": "tensor", "low": 0.1, "high": 10.0}
@@ -99,13 +111,101 @@ _HELDOUT: Suite = {
                 "cell": "lstm"},
 }
 
+# Priors for other tasks than images in dense layers. No task needs files.
+_PRIOR_TRAIN: Suite = {
+    "diabetes": {"name": "table_mlp", "dataset": "diabetes", "width": 32,
+                 "batch_size": 32, "num_steps": 300},
+    "wine": {"name": "table_mlp", "dataset": "wine", "width": 16, "depth": 2,
+             "norm": "layer", "batch_size": 16, "num_steps": 200},
+    "friedman": {"name": "table_mlp", "dataset": "friedman1", "width": 32,
+                 "batch_size": 128, "num_steps": 1000},
+    "heavy_tails": {"name": "table_mlp", "dataset": "student_t", "width": 32,
+                    "activation": "gelu", "batch_size": 64, "num_steps": 500},
+    "low_rank": {"name": "table_mlp", "dataset": "low_rank", "width": 32,
+                 "depth": 3, "activation": "tanh", "batch_size": 512,
+                 "num_steps": 500},
+    "waves": {"name": "siren", "dataset": "waves", "width": 32,
+              "batch_size": 128, "num_steps": 1000},
+    "mlp": {"name": "mlp", "dataset": "digits", "width": 64, "depth": 3,
+            "batch_size": 64, "num_steps": 500},
+    "autoencoder": {"name": "autoencoder", "dataset": "digits", "width": 64,
+                    "batch_size": 128, "num_steps": 500},
+    "denoising": {"name": "denoising", "dataset": "digits", "width": 64,
+                  "batch_size": 64, "num_steps": 500},
+    "vae": {"name": "vae", "dataset": "digits", "width": 64, "batch_size": 64,
+            "num_steps": 500},
+    "conv": {"name": "conv", "dataset": "digits", "width": 16,
+             "batch_size": 32, "num_steps": 500},
+    "pairs": {"name": "contrastive", "dataset": "digits", "width": 8,
+              "batch_size": 32, "num_steps": 300},
+    "mixer": {"name": "mixer", "dataset": "digits", "width": 16,
+              "batch_size": 32, "num_steps": 500},
+    "rows": {"name": "image_rnn", "dataset": "digits", "width": 16,
+             "batch_size": 64, "num_steps": 500},
+    "vit": {"name": "vit", "dataset": "digits", "width": 16, "patch": 4,
+            "batch_size": 16, "num_steps": 500},
+    "sums": {"name": "transformer_lm", "dataset": "sums", "width": 32,
+             "length": 16, "norm": "rms", "batch_size": 16, "num_steps": 1000},
+    "brackets": {"name": "transformer_lm", "dataset": "brackets", "width": 32,
+                 "length": 16, "tied": True, "positions": "learned",
+                 "batch_size": 16, "num_steps": 500},
+    "brackets_rnn": {"name": "rnn_lm", "dataset": "brackets", "width": 32,
+                     "length": 16, "batch_size": 16, "num_steps": 500},
+}
+
+# One run of all takes less than 25 seconds on one core, so that dozens of
+# settings can be compared. Two tasks read pixels by dense layers; two need the
+# files of MNIST.
+_PRIOR_VALID: Suite = {
+    "breast_cancer": {"name": "table_mlp", "dataset": "breast_cancer",
+                      "width": 64, "depth": 2, "batch_size": 32,
+                      "num_steps": 300},
+    "scales": {"name": "table_mlp", "dataset": "scales", "standardize": False,
+               "width": 64, "batch_size": 64, "num_steps": 1000},
+    "photo": {"name": "siren", "dataset": "china", "width": 64, "depth": 3,
+              "batch_size": 128, "num_steps": 1000},
+    "vae": {"name": "vae", "dataset": "photos", "width": 128, "batch_size": 64,
+            "num_steps": 500},
+    "mlp": {"name": "mlp", **_MNIST, "standardize": True, "width": 128,
+            "batch_size": 128, "num_steps": 1000},
+    "pairs": {"name": "contrastive", "dataset": "photos", "width": 16,
+              "batch_size": 16, "num_steps": 500},
+    "mixer": {"name": "mixer", "dataset": "shapes", "patch": 4, "width": 32,
+              "depth": 2, "batch_size": 16, "num_steps": 1000},
+    "separable": {"name": "separable", "dataset": "shapes", "width": 16,
+                  "batch_size": 32, "num_steps": 1000},
+    "rows": {"name": "image_rnn", **_MNIST, "width": 32, "batch_size": 32,
+             "num_steps": 500},
+    "gated_lm": {"name": "gated_transformer", "dataset": "python",
+                 "width": 32, "depth": 2, "tied": True, "batch_size": 8,
+                 "num_steps": 1000},
+}
+
+# For one final comparison. Until then, no optimizer may be run on these tasks.
+_PRIOR_HIDDEN: Suite = {
+    "ratings": {"name": "factorization", "dataset": "ratings", "width": 32,
+                "batch_size": 256, "num_steps": 1000},
+    "poisson": {"name": "poisson", "dataset": "sources", "width": 32,
+                "batch_size": 128, "num_steps": 1000},
+    "points": {"name": "deep_sets", "dataset": "points", "width": 64,
+               "batch_size": 32, "num_steps": 1000},
+    "circuit": {"name": "table_transformer", "dataset": "friedman3",
+                "width": 32, "depth": 2, "batch_size": 32, "num_steps": 500},
+    "conv_lm": {"name": "conv_lm", "dataset": "tinyshakespeare", "width": 32,
+                "depth": 4, "batch_size": 8, "num_steps": 1000},
+    "diffusion": {"name": "diffusion", "dataset": "cifar10", "image_size": 8,
+                  "width": 16, "batch_size": 16, "num_steps": 500},
+}
+
 _SUITES: dict[str, Suite] = {
     "train_small": _TRAIN_SMALL, "train_wide": _TRAIN_WIDE,
     # 500 steps unless a section has its own horizon.
     "validation": {name: {"num_steps": 500, **section}
                    for name, section in _VALIDATION.items()},
     "heldout": {name: {**section, "num_steps": 2000}
-                for name, section in _HELDOUT.items()}}
+                for name, section in _HELDOUT.items()},
+    "prior_train": _PRIOR_TRAIN, "prior_valid": _PRIOR_VALID,
+    "prior_hidden": _PRIOR_HIDDEN}
 
 
 def names() -> list[str]:

@@ -22,9 +22,12 @@ DATA_DIR = os.environ.get("MULO_DATA_DIR")
 needs_files = pytest.mark.skipif(
     not DATA_DIR, reason="MULO_DATA_DIR, the folder of data sets, is not set")
 on_file = lambda name: pytest.param(name, marks=needs_files)
-DATA_SETS = {"digits": 1797, "mnist": 70000, "cifar10": 24000}
-IMAGE_SETS = ["digits", on_file("mnist"), on_file("cifar10")]
-TEXTS = ["python", on_file("tinyshakespeare"), on_file("wikitext2")]
+DATA_SETS = {"digits": 1797, "mnist": 70000, "cifar10": 24000, "photos": 3710,
+             "shapes": 8192}
+IMAGE_SETS = ["digits", "photos", "shapes", on_file("mnist"),
+              on_file("cifar10")]
+TEXTS = ["python", "sums", "brackets", on_file("tinyshakespeare"),
+         on_file("wikitext2")]
 
 
 @pytest.mark.parametrize("name", IMAGE_SETS)
@@ -164,7 +167,8 @@ def test_pixel_noise():
 
 @pytest.mark.parametrize("name, message", [
     ("minst", "Unknown data set 'minst'; available: cifar10, cifar100, digits, "
-     r"fashion_mnist, imagenet32, imagenet64, mnist, hf://\*, where"),
+     r"fashion_mnist, imagenet32, imagenet64, mnist, photos, shapes, hf://\*, "
+     "where"),
     ("", "Unknown data set ''")])
 def test_unknown_data_set(name, message):
   with pytest.raises(ValueError, match=message):

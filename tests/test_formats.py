@@ -225,7 +225,7 @@ def test_new_image_format_is_one_file(tmp_path, add_format):
   assert data.num_classes == 3
   np.testing.assert_array_equal(
       data.splits["test"]["image"].ravel(), np.arange(80))
-  with pytest.raises(ValueError, match="mnist, patches, hf://"):
+  with pytest.raises(ValueError, match="mnist, patches, photos, "):
     images_lib.image_data("pathces", str(tmp_path))
 
 

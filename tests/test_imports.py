@@ -34,6 +34,7 @@ ALLOWED = {
     "tasks.base": (),
     "tasks.data": ("learned_opt.registry",),
     "tasks.data.image_formats": ("tasks.data.base",),
+    "tasks.data.table_formats": ("tasks.data.base",),
     "tasks.data.text_formats": ("tasks.data.base",),
     "meta_train": ("learned_opt", "tasks"),
     "meta_train.base": (),

@@ -93,6 +93,18 @@ def test_tuning_prefers_runs_that_do_not_diverge():
   assert not best["grid_edge"] and best["train_loss"] < 0.1
 
 
+@pytest.mark.parametrize("name, num_steps", [("prior_hidden", 4), ("one", 0)])
+def test_cards_without_adamw(name, num_steps, tmp_path, monkeypatch):
+  """No optimizer runs on a hidden suite."""
+  section = {"name": "mlp", "width": 3, "depth": 1}
+  monkeypatch.setattr(suites, "get", lambda name: {"small": dict(section)})
+  monkeypatch.setattr(task_table, "tuned", None)
+  rows = task_table.cards([name], tmp_path, None, num_steps, 2)
+  task_table.write(rows, tmp_path)
+  text = (tmp_path / "table.md").read_text()
+  assert "width 3, depth 1" in text and "AdamW" not in text
+
+
 def test_cards_are_computed_once(tmp_path, monkeypatch):
   section = {"name": "mlp", "width": 3, "depth": 1, "batch_size": 4}
   monkeypatch.setattr(suites, "get", lambda name: {"small": dict(section)})

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import os
 
 import chex
@@ -18,6 +19,7 @@ from tasks import augment
 from tasks import families
 from tasks import suites
 
+PRIOR = ("prior_train", "prior_valid", "prior_hidden")
 MUP, STANDARD = (parametrizations.get(n) for n in ("mup", "standard"))
 needs_files = pytest.mark.skipif(
     not os.environ.get("MULO_DATA_DIR"),
@@ -113,21 +115,60 @@ def test_reparametrization_errors(arguments, message):
     augment.reparametrize(augment.reparametrize(task))
 
 
+def setting(section, key):
+  """A setting of the family of a section, by default that of the family."""
+  make = importlib.import_module(f"tasks.families.{section['name']}").make
+  return section.get(key, inspect.signature(make).parameters[key].default)
+
+
+def pairs(name):
+  """Pairs of family and data set in a suite."""
+  return {(section["name"], setting(section, "dataset"))
+          for section in suites.get(name).values()}
+
+
 def test_no_heldout_task_is_trained_on_or_chosen_by():
-  def pair(section):
-    make = importlib.import_module(f"tasks.families.{section['name']}").make
-    default = inspect.signature(make).parameters["dataset"].default
-    return section["name"], section.get("dataset", default)
-  held = suites.get("heldout")
-  for name in (*suites.TRAINING, "validation"):
-    trained = suites.get(name)
-    assert not {pair(s) for s in trained.values()} & {
-        pair(s) for s in held.values()}
-  assert {s["num_steps"] for s in held.values()} == {2000}
+  for name in suites.names():
+    assert name == "heldout" or not pairs(name) & pairs("heldout")
+  assert {s["num_steps"] for s in suites.get("heldout").values()} == {2000}
   assert set(suites.names()) == {
-      *suites.TRAINING, "validation", "heldout"}
+      *suites.TRAINING, "validation", "heldout", *PRIOR}
   with pytest.raises(ValueError, match="available: train_small"):
     suites.get("train")
+
+
+@pytest.mark.parametrize(
+    "first, second", list(itertools.combinations(PRIOR, 2)))
+def test_prior_suites_are_disjoint(first, second):
+  assert not pairs(first) & pairs(second)
+  for a, b in itertools.product(
+      suites.get(first).values(), suites.get(second).values()):
+    if a["name"] == b["name"]:
+      assert any(setting(a, key) != setting(b, key)
+                 for key in ("width", "depth")), (a, b)
+
+
+def test_hidden_tasks_have_families_and_data_of_their_own():
+  hidden = pairs("prior_hidden")
+  assert 6 <= len(hidden) <= 8
+  for column in (0, 1):
+    others = {pair[column] for name in PRIOR[:2] for pair in pairs(name)}
+    assert not others & {pair[column] for pair in hidden}
+
+
+def test_prior_suites_say_steps_and_batches():
+  for name in PRIOR:
+    for section in suites.get(name).values():
+      assert 200 <= section["num_steps"] <= 2000, section
+      assert 8 <= section["batch_size"] <= 512, section
+
+
+def test_tasks_to_choose_by_are_of_many_kinds():
+  valid = list(suites.get("prior_valid").values())
+  assert 8 <= len(valid) <= 10 and len({s["name"] for s in valid}) >= 7
+  dense_pixels = [s for s in valid if setting(s, "dataset") == "mnist"
+                  and s["name"] in ("mlp", "autoencoder", "denoising", "vae")]
+  assert len(dense_pixels) <= 2
 
 
 def test_heldout_networks_are_larger():
@@ -136,17 +177,15 @@ def test_heldout_networks_are_larger():
     same = [s for suite_name in suites.TRAINING
             for s in suites.get(suite_name).values()
             if s["name"] == section["name"]]
-    make = importlib.import_module(f"tasks.families.{section['name']}").make
-    value = lambda s, key, make=make: s.get(
-        key, inspect.signature(make).parameters[key].default)
-    assert all(any(value(section, key) > value(s, key)
+    assert all(any(setting(section, key) > setting(s, key)
                    for key in ("width", "depth")) for s in same), name
   # The small suite uses default data sets, which need no files.
   assert not any("dataset" in s for s in suites.get("train_small").values())
 
 
-@needs_files
-@pytest.mark.parametrize("name", suites.names())
+@pytest.mark.parametrize("name", [
+    name if name in ("train_small", "prior_train")
+    else pytest.param(name, marks=needs_files) for name in suites.names()])
 def test_every_section_of_the_suites_is_a_task(name):
   for section in suites.get(name).values():
     settings = {k: v for k, v in section.items()

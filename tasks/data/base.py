@@ -1,6 +1,6 @@
 """Results of data formats, search for the format of a data set, and helpers.
 
-The `__init__.py` of tasks/data/image_formats and tasks/data/text_formats
+The `__init__.py` of tasks/data/image_formats, table_formats and text_formats
 describe the interface of a format.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 # Fractions of the published training part; the published test part is "test".
 FRACTIONS = {"train": 0.8, "inner_valid": 0.1, "outer_valid": 0.1}
 
-Examples: TypeAlias = tuple[np.ndarray, np.ndarray]  # images and labels
+Examples: TypeAlias = tuple[np.ndarray, np.ndarray]  # inputs and targets
 
 
 class ImageParts(NamedTuple):
@@ -37,6 +37,19 @@ class ImageParts(NamedTuple):
   max_value: int = 255
 
 
+class TableParts(NamedTuple):
+  """A table, before it is split.
+
+  Attributes:
+    examples: inputs, float or integer (ids) [n, inputs], and targets: integer
+      labels [n], or float [n, outputs].
+    num_classes: labels are from 0 to num_classes - 1; 0 if targets are numbers.
+  """
+
+  examples: Examples
+  num_classes: int = 0
+
+
 class TextParts(NamedTuple):
   """A text, in its published parts.
 
@@ -50,7 +63,7 @@ class TextParts(NamedTuple):
 
 
 class Format(Protocol):
-  """A module of tasks/data/image_formats or tasks/data/text_formats."""
+  """A module of tasks/data/image_formats, table_formats or text_formats."""
 
   DATASETS: tuple[str, ...]
   LOCAL: bool
@@ -64,7 +77,7 @@ def formats(package: str) -> dict[str, Format]:
   offer as entry points. The group of these entry points is the folder.
 
   Args:
-    package: "tasks.data.image_formats" or "tasks.data.text_formats".
+    package: folder of formats, such as "tasks.data.image_formats".
 
   Returns:
     {name or pattern: format}: names first, then patterns, long ones first.

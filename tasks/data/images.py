@@ -37,7 +37,8 @@ def image_data(name: str, data_dir: str | None = None, size: int = 0,
                greyscale: bool = False) -> ImageData:
   """Load a data set of images.
 
-  * "digits": comes with scikit-learn.
+  * "digits", "photos" (squares of two photos): come with scikit-learn.
+  * "shapes": drawings of eight shapes.
   * "mnist", "fashion_mnist": IDX files in `<data_dir>/<name>/`, gzipped or not.
   * "cifar10": the binary version in `<data_dir>/cifar-10-batches-bin/`.
   * "cifar100": the binary version in `<data_dir>/cifar-100-binary/`.

@@ -30,10 +30,11 @@ def text_data(name: str, data_dir: str | None = None, vocab: str = "bytes",
               vocab_size: int = 1024) -> TextData:
   """Load a text.
 
-  "python" is the source of Python's own standard library. Any other text is
-  read from the file `<data_dir>/text/<name>.txt`. If there is no such file,
-  `<name>_valid.txt` is for training and `<name>_test.txt` for testing. Each
-  file in tasks/data/text_formats adds texts of one format.
+  "python" is the source of Python's own standard library; "sums" and "brackets"
+  are generated. Any other text is read from the file
+  `<data_dir>/text/<name>.txt`. If there is no such file, `<name>_valid.txt` is
+  for training and `<name>_test.txt` for testing. Each file in
+  tasks/data/text_formats adds texts of one format.
 
   Args:
     name: name of the text.

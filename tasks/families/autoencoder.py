@@ -48,6 +48,14 @@ def make(parametrization: base.Parametrization, images: image_tasks.Images,
   Raises:
     ValueError: width, depth or squeeze below 1, or squeeze above width.
   """
+  return network(
+      parametrization, images, width, depth, squeeze, activation, init_scale)
+
+
+def network(parametrization: base.Parametrization, images: image_tasks.Images,
+            width: int, depth: int, squeeze: int, activation: str,
+            init_scale: float) -> networks.Network:
+  """Return the autoencoder; see `make`."""
   layers.check(width=width, depth=depth, squeeze=squeeze)
   if squeeze > width:
     raise ValueError(f"squeeze ({squeeze}) must be at most width ({width}).")

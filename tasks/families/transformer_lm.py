@@ -64,21 +64,46 @@ def make(parametrization: base.Parametrization, text: text_tasks.Text,
   Raises:
     ValueError: a number below 1, sizes that do not fit, or an unknown name.
   """
+  layers.check_choice("positions", positions, POSITIONS)
+  return network(
+      parametrization, text, width, depth, tied, init_scale, {
+          "head_size": head_size, "norm": norm, "activation": activation,
+          "rotary": positions == "rotary"}, depth_exponent)
+
+
+def network(parametrization: base.Parametrization, text: text_tasks.Text,
+            width: int, depth: int, tied: bool, init_scale: float,
+            block: dict[str, Any], depth_exponent: float = 0.0
+            ) -> networks.Network:
+  """Return a transformer whose blocks have any attributes; see `make`.
+
+  Args:
+    parametrization: see `tasks.families.get`.
+    text: see `tasks.text_tasks.load`.
+    width: size of the residual stream.
+    depth: number of blocks.
+    tied: whether the readout is the transposed embedding.
+    init_scale: factor on the standard deviations at initialisation.
+    block: attributes of `tasks.layers.Block`, without those that depth and
+      parametrization decide.
+    depth_exponent: see `make`.
+
+  Raises:
+    ValueError: see `make`.
+  """
+  head_size = block["head_size"]
   layers.check(depth=depth)
   layers.check_heads(width, head_size)
-  layers.check_choice("positions", positions, POSITIONS)
-  if positions == "rotary" and head_size % 2:
+  if block["rotary"] and head_size % 2:
     raise ValueError(f"Rotary positions need an even head_size, got "
                      f"{head_size}.")
   vocab = text.vocab_size
   # The shape of the embedding alone has the role of an input, not of a readout.
   tied_mult = parametrization.output_mult(
       (width, vocab), (2 * width, vocab)) if tied else None
-  block = {
-      "head_size": head_size, "norm": norm,
+  block = block | {
       "branch": depth**-depth_exponent * parametrization.branch_mult(depth),
-      "logit_scale": parametrization.attention_mult(head_size),
-      "rotary": positions == "rotary", "activation": activation}
+      "logit_scale": parametrization.attention_mult(head_size)}
   build = lambda width: Transformer(width, depth, vocab, block, tied_mult)
   tables = {"embed": "tied" if tied else "embedding"}
   if positions == "learned":

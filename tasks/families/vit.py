@@ -23,11 +23,7 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # [n, height, width, channels]
-    n, height, width, channels = x.shape
-    rows, columns = height // self.patch, width // self.patch
-    x = x.reshape(n, rows, self.patch, columns, self.patch, channels)
-    x = x.swapaxes(2, 3).reshape(n, rows * columns, -1)  # [n, patches, pixels]
-    x = layers.dense(self.width)(x)
+    x = layers.dense(self.width)(layers.patches(x, self.patch))
     x = x + self.param("position", layers.ZEROS, x.shape[1:])[None]
     for _ in range(self.depth):
       x = layers.Block(**self.block)(x)
@@ -63,11 +59,9 @@ def make(parametrization: base.Parametrization, images: image_tasks.Images,
   Reference:
     Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929.
   """
-  layers.check(depth=depth, patch=patch)
+  layers.check(depth=depth)
+  layers.check_patch(patch, images.shape)
   layers.check_heads(width, head_size)
-  if images.shape[0] % patch or images.shape[1] % patch:
-    raise ValueError(f"patch ({patch}) must divide height and width of the "
-                     f"images, {images.shape[0]} and {images.shape[1]}.")
   block = {
       "head_size": head_size, "norm": norm,
       "branch": depth**-depth_exponent * parametrization.branch_mult(depth),
