@@ -106,7 +106,7 @@ def network(parametrization: base.Parametrization, text: text_tasks.Text,
       "logit_scale": parametrization.attention_mult(head_size)}
   build = lambda width: Transformer(width, depth, vocab, block, tied_mult)
   tables = {"embed": "tied" if tied else "embedding"}
-  if positions == "learned":
+  if not block["rotary"]:
     tables["position"] = "embedding"
   return networks.from_flax(
       parametrization, build, width, text.batch, init_scale, {"Block_*": depth},
