@@ -122,9 +122,9 @@ def curves(optimizer: str, networks: plain_networks.Networks, form: str,
         delta_shapes=networks.shapes(2 * base_width))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, state, key):
+  def step(params, state, batch):
     loss, grads = jax.value_and_grad(
-        lambda p: networks.loss(width, p, networks.batch(key)))(params)
+        lambda p: networks.loss(width, p, batch))(params)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state, loss
 
@@ -134,8 +134,8 @@ def curves(optimizer: str, networks: plain_networks.Networks, form: str,
     params = start(key)
     state = tx.init(params)
     for i in range(num_steps):
-      params, state, losses[seed, i] = step(
-          params, state, jax.random.fold_in(key, i))
+      batch = networks.batch(jax.random.fold_in(key, i))
+      params, state, losses[seed, i] = step(params, state, batch)
       on_step()
   return losses
 

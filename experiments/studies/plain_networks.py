@@ -109,7 +109,7 @@ FAMILIES = {
                    (16, 64, 256)),
     "transformer": Family(Transformer, {
         "name": "transformer_lm", "batch_size": 16, "length": 32,
-        "dataset": "python"}, 256, (64, 256, 512))}
+        "dataset": "python"}, 256, (64, 128, 256))}
 
 
 class Networks:
@@ -125,14 +125,15 @@ class Networks:
   def __init__(self, family: str, data_dir: str | None, start: str,
                divisor: Callable[[int], float]):
     self._family, self._start, self._divisor = FAMILIES[family], start, divisor
-    self._task = build.task_of(self._family.section,
-                               parametrizations.get("standard"), data_dir)
-    self._data = jax.tree.map(jnp.asarray, self._task.data["train"])
+    task = build.task_of(self._family.section,
+                         parametrizations.get("standard"), data_dir)
+    self._data = jax.tree.map(jnp.asarray, task.data["train"])
+    self._sample = jax.jit(task.sample_batch)
     self._example = self.batch(jax.random.key(0))
 
   def batch(self, key: jax.Array) -> tasks_base.Batch:
-    """Return inputs and labels."""
-    batch = self._task.sample_batch(key, self._data)
+    """Return inputs and labels; not for use under jit, for its constants."""
+    batch = self._sample(key, self._data)
     if "image" in batch:
       return batch["image"], batch["label"]
     tokens = batch["token"].astype(jnp.int32)
