@@ -1,4 +1,4 @@
-r"""Does muP need a division in the network, or is a plain network as good?
+"""Compare networks as they are with networks that divide their readout.
 
 python -m experiments.studies.forward_study --workdir=docs/studies/forward
 
@@ -12,8 +12,8 @@ flax networks in three forms:
 * divided: the network divides the readout, `forward=True`, with initial weights
   of `rescale_init`.
 
-The readout starts at zero, or at ordinary values: those of flax. At the first
-width all forms are the same network with the same ordinary readout.
+The readout starts at zero, or at ordinary values: those of flax. The first
+width is the base width of `rescale_init`; there all forms compute the same.
 
 The families are a perceptron with two hidden layers and two convolutions with
 stride, on CIFAR-10 (16 x 16 pixels), and a transformer of one block on the
@@ -63,8 +63,8 @@ def networks_of(family: str, optimizer: str, form: str, start: str,
     base_width: width at which all forms are equal.
     data_dir: see `plain_networks.Networks`.
   """
-  # Multipliers of learned optimizers are absolute; those of mulo.scaling are
-  # relative to the base width.
+  # Multipliers of learned optimizers are absolute: the divisor is the fan-in.
+  # Those of mulo.scaling are relative to the base width.
   unit = base_width if optimizer == MU_ADAMW else 1
   return plain_networks.Networks(
       family, data_dir, start,
