@@ -174,7 +174,7 @@ def table(results: pd.DataFrame) -> str:
       row = dict(zip(means.index.names, key))
       divided = (*key[:-1], "divided")
       for width, loss in losses.items():
-        text = f"{loss:.4g}"
+        text = f"{loss:#.4g}"
         if divided in means.index and key != divided:
           text += f" ({loss / means.loc[divided, width]:.3f})"
         row[f"width {width}"] = text
@@ -192,7 +192,7 @@ def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
                           for name in ("family", "optimizer"))
   figure, axes = plt.subplots(
       len(optimizers), len(families), squeeze=False, layout="constrained",
-      figsize=(4 * len(families), 3 * len(optimizers)))
+      figsize=(2 + 4 * len(families), 3 * len(optimizers)))
   for i, optimizer in enumerate(optimizers):
     for j, family in enumerate(families):
       rows = results[(results.optimizer == optimizer) &
@@ -203,11 +203,15 @@ def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
         axes[i, j].plot(
             mean.index, mean, "-" if start == "zero" else "--", color=f"C{k}",
             marker="ox+"[k], fillstyle="none", label=f"{start}, {form}")
+      widths = sorted(rows.width.unique())
       axes[i, j].set(title=f"{family}, {optimizer}", xscale="log",
-                     yscale="log", xlabel="width")
+                     xlabel="width")
+      axes[i, j].set_xticks(widths, [str(width) for width in widths])
+      axes[i, j].set_xticks([], minor=True)
   axes[0, 0].set_ylabel("final train loss")
-  axes[0, -1].legend(fontsize="small")
-  figure.savefig(path, dpi=120)
+  figure.legend(*axes[0, 0].get_legend_handles_labels(),
+                loc="outside right center")
+  figure.savefig(path, dpi=90)
   plt.close(figure)
 
 
