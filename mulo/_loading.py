@@ -103,11 +103,11 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
       update multiplier.
     num_steps: planned number of steps, for optimizers that use it. A number
       beyond the horizon of meta-training causes a warning.
-    forward: False (default): your network needs no change, but rescale initial
-      output layers that are not zero by `mulo.scaling.rescale_init`. True: your
-      network divides the outputs of each output layer by its fan-in. Both are
-      equivalent if output layers start at zero and the optimizer is invariant
-      to the scale of gradients and parameters.
+    forward: False (default): your network needs no change. Let output layers
+      start at zero, or apply `mulo.scaling.rescale_init`; otherwise some wide
+      networks train worse. True: your network divides the outputs of each
+      output layer by its fan-in. Both are equivalent if output layers start at
+      zero and the optimizer is invariant to scales of gradient and parameter.
     trust: see `read`.
     **settings: arguments of `mulo.scaling.infer`, such as `overrides` for roles
       that shapes do not show (embeddings need none), `layout="out_in"` for
