@@ -14,6 +14,7 @@ import optax
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import kinds as kinds_lib
+from learned_opt import schedules
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
 from learned_opt.scaling import roles
@@ -100,7 +101,7 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
     learning_rate: multiplier of the step (1 in meta-training), or an optax
       schedule of this multiplier.
     weight_decay: number or optax schedule, see the formula; not scaled by the
-      update multiplier.
+      update multiplier, but by the `schedule` of optimizers that have one.
     num_steps: planned number of steps, for optimizers that use it. A number
       beyond the horizon of meta-training causes a warning.
     forward: False (default): your network needs no change. Let output layers
@@ -155,8 +156,8 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
   warnings.check_horizon(artifact, name_or_path, num_steps)
   tx = optax.chain(
       *_learned_links(artifact, name_or_path, num_steps, scaling),
-      *_rate_links(
-          weight_decay, learning_rate, _kinds(artifact, **scaling)))
+      *_rate_links(_decay(artifact, weight_decay, num_steps), learning_rate,
+                   _kinds(artifact, **scaling)))
   return _loaded(tx, artifact, name_or_path, scaling)
 
 
@@ -215,12 +216,23 @@ def _kinds(artifact: artifact_lib.Artifact, base_shapes: Any, forward: bool,
   return (lambda tree: kinds) if kinds else None
 
 
+def _decay(artifact: artifact_lib.Artifact, weight_decay: Any, num_steps: Any
+           ) -> Any:
+  """Return the weight decay, which follows the schedule of the optimizer."""
+  rates.check_decay(weight_decay)
+  name = artifact.settings.get("schedule")
+  if name is None or num_steps is None:
+    return weight_decay
+  at = weight_decay if callable(weight_decay) else lambda step: weight_decay
+  return lambda step: at(step) * schedules.multiplier(
+      name, artifact.settings["warmup"], step, num_steps)
+
+
 def _rate_links(weight_decay: Any, learning_rate: Any,
                 kinds: kinds_lib.Kinds | None
                 ) -> list[optax.GradientTransformation]:
   """Return the links for weight decay and learning rate; see `load`."""
   rates.check("learning_rate", learning_rate)
-  rates.check_decay(weight_decay)
   # Negative: learned updates are added, and no later link changes the sign.
   negative = (lambda step: -weight_decay(step)) if callable(
       weight_decay) else -weight_decay

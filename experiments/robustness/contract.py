@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict] = {
     "celo2": {"hidden": 3, "newton_schulz": 1},
     "mlp_lopt": {"hidden": 3},
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
+    "mulo2": {"hidden": 3, "momenta": 2, "newton_schulz": 1},
     "velo": {"lstm_hidden": 4, "bank": 2}}
 # {check: optimizers that fail it, because they are exact copies of published
 # optimizers and these differ}. Mask parameters that have no gradients.

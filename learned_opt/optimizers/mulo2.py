@@ -15,7 +15,7 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
      mix + MLP(|odd features|, even features, features of the tensor)
    and 0 where v = 0.
 5. Size of the tensor's update, with s = bound * tanh(size head(features)):
-     size = step_mult * min(1, exp(noise_1))^noise_power * exp(s)
+     size = step_mult * schedule * min(1, exp(noise_1))^noise_power * exp(s)
 6. Update, with U the polar factor of X, by Newton-Schulz iterations:
      matrix: -size * sqrt(fan-in fan-out) U(direction)
      vector: -size * vector_mult * direction
@@ -39,8 +39,8 @@ Reasons:
   factor takes back the normalization, which leaves Adam's entries. Networks
   start tables at sizes that differ tenfold, hence the second; it is at least
   0.01.
-* The schedule of the learning rate and weight decay are not part of the rule:
-  see `mulo.load`.
+* The schedule of the learning rate is a factor outside of the MLP, which is
+  told no time. Weight decay follows the schedule, see `mulo.load`.
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2203.11860 (features, MLP). Jordan et
@@ -59,6 +59,7 @@ import numpy as np
 import optax
 
 from learned_opt import base
+from learned_opt import schedules
 from learned_opt.optimizers.shared import units
 from learned_opt.update import accumulators
 from learned_opt.update import blocks
@@ -98,9 +99,9 @@ class Decays(NamedTuple):
 def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.05,
          vector_mult: float = 0.2, table_mult: float = 1.0,
          noise_power: float = 1.0, newton_schulz: int = 5,
-         coefficients: str = "polar_express",
-         accumulator_dtype: str = "float32", lowering: str | None = None
-         ) -> base.LearnedOptimizer:
+         coefficients: str = "polar_express", schedule: str | None = "linear",
+         warmup: float = 0.05, accumulator_dtype: str = "float32",
+         lowering: str | None = None) -> base.LearnedOptimizer:
   """Return the optimizer; formulas are in the module docstring.
 
   Args:
@@ -112,6 +113,9 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.05,
     noise_power: how strongly steps shrink under noise; 0: they do not.
     newton_schulz: iterations, 0 for matrices that are updated entry by entry.
     coefficients: of the iterations, see `orthogonal.SCHEDULES`.
+    schedule: of the learning rate over num_steps, see `learned_opt.schedules`;
+      None, or without num_steps: there is none.
+    warmup: of the schedule, a fraction of the steps.
     accumulator_dtype: of momenta and second moment, "float32" or "bfloat16".
     lowering: how the MLP is computed, see `learned_opt.update.mlp`.
 
@@ -124,11 +128,11 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.05,
   accumulators.check_dtype(accumulator_dtype)
   orthogonal.check_iterations(newton_schulz)
   orthogonal.check_schedule(coefficients)
+  schedules.check(schedule, warmup)
   _check_numbers(momenta, noise_power)
   mults = {"vector": vector_mult, "table": table_mult, "matrix": 1.0}
 
   def opt_fn(theta, *, num_steps=None, kinds=None):
-    del num_steps
     decays = _decays(theta, momenta)
     equalize = functools.partial(
         orthogonal.polar, iterations=newton_schulz, schedule=coefficients)
@@ -146,9 +150,10 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.05,
         # the uses of the direction.
         direction = _as_matrix(
             equalize, blocks.materialize(direction, step), kind)
-      size = step_mult * mults[what] * jnp.exp(
-          noise_power * jnp.minimum(tensor[0], 0) +
-          SIZE_BOUND * jnp.tanh(tensor @ theta["size"]))
+      size = step_mult * mults[what] * schedules.multiplier(
+          schedule, warmup, step, num_steps) * jnp.exp(
+              noise_power * jnp.minimum(tensor[0], 0) +
+              SIZE_BOUND * jnp.tanh(tensor @ theta["size"]))
       if what == "table":
         size *= _rms(adam) * jnp.maximum(_rms(param), MIN_TABLE)
       return -size * direction, state
@@ -253,7 +258,7 @@ def _as_matrix(fn, x, kind):
   matrix = moved.reshape(size(inputs), size(outputs))
   result = fn(matrix) * math.sqrt(max(matrix.size, 1))
   return jnp.transpose(
-      result.reshape(moved.shape), np.argsort(inputs + outputs))
+      result.reshape(moved.shape), tuple(np.argsort(inputs + outputs)))
 
 
 def _accumulate(state, grad, decays, step):
