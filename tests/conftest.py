@@ -18,6 +18,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # the first.
 jax.config.update("jax_num_cpu_devices", 17)
 # Compiled programs are kept from one test run to the next.
+# Two programs at a time on more devices than cores may wait for each other.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_compilation_cache_dir", os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))

@@ -167,7 +167,7 @@ def test_zero_gradients_do_not_move():
 
 
 def test_untrained_matrices_have_the_natural_size():
-  lopt = optimizers.get("mulo2", hidden=4, step_mult=0.1)
+  lopt = optimizers.get("mulo2", hidden=4, step_mult=0.1, vector_mult=0.2)
   theta = lopt.init(jax.random.key(0))
   params, grad = tree(9), tree(0)
   update = run(lopt, theta, [grad], params)[0]

@@ -96,9 +96,9 @@ class Decays(NamedTuple):
   second: jax.Array  # []
 
 
-def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.05,
-         vector_mult: float = 0.2, table_mult: float = 1.0,
-         noise_power: float = 1.0, newton_schulz: int = 5,
+def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
+         vector_mult: float = 0.05, table_mult: float = 1.0,
+         noise_power: float = 0.5, newton_schulz: int = 5,
          coefficients: str = "polar_express", schedule: str | None = "linear",
          warmup: float = 0.05, accumulator_dtype: str = "float32",
          lowering: str | None = None) -> base.LearnedOptimizer:

@@ -176,6 +176,21 @@ def _mesh_of(arrays):
   return next((mesh for mesh in meshes if _explicit_axes(mesh)), meshes[0])
 
 
+def _using(mesh, arrays):
+  """Return a context in which arrays of this abstract mesh can be computed.
+
+  Outside of jit, JAX must know the devices, too, where some of the arrays are
+  on no mesh.
+  """
+  leaves = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
+  if any(isinstance(x, jax.core.Tracer) for x in leaves):
+    return jax.sharding.use_abstract_mesh(mesh)
+  return jax.set_mesh(next(
+      x.sharding.mesh for x in leaves
+      if isinstance(x.sharding, jax.sharding.NamedSharding) and
+      x.sharding.mesh.abstract_mesh == mesh))
+
+
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
   """Return the optimizer with updates that work on meshes of explicit axes."""
 
@@ -206,7 +221,7 @@ def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
       # Updates and new state are split like gradients and state.
       whole = jax.sharding.NamedSharding(mesh, _Spec())
       shardings = jax.tree.map(lambda x: whole if x.mesh.empty else x, typed)
-      with jax.sharding.use_abstract_mesh(mesh):
+      with _using(mesh, (grads, state, params)):
         return jax.sharding.auto_axes(
             compute, axes=axes, out_sharding=shardings)(arrays)
 

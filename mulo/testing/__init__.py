@@ -43,7 +43,7 @@ CHECKS: tuple[kit.Check, ...] = (
     gradients.second_order, states.map_params, states.names,
     states.structure, states.flax_partitioned, states.flax_metadata,
     devices.sharding_automatic, devices.sharding_explicit,
-    devices.checkpoint)
+    devices.sharding_partial, devices.checkpoint)
 
 
 def run(factory: kit.Factory) -> dict[str, str | None]:

@@ -102,6 +102,25 @@ def sharding_explicit(factory: kit.Factory) -> None:
 
 
 @kit.contract
+def sharding_partial(factory: kit.Factory) -> None:
+  """A step outside of jit, a part of the tree on explicit mesh axes."""
+  if len(jax.devices()) < 8:
+    raise unittest.SkipTest("needs 8 devices")
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("x",),
+                           axis_types=(jax.sharding.AxisType.Explicit,))
+  plain = kit.tree(0, {"split": (16, 4), "whole": (3, 4)})
+  params = dict(plain, split=jax.device_put(
+      plain["split"], jax.sharding.NamedSharding(mesh, _spec("x"))))
+  tx = kit.make(factory, params)
+  updates, _ = tx.update(params, tx.init(params), params, value=kit.VALUE)
+  expected, _ = tx.update(plain, tx.init(plain), plain, value=kit.VALUE)
+  kit.same(jax.device_get(updates), jax.device_get(expected), "updates")
+  kit.require(updates["split"].sharding.is_equivalent_to(
+      params["split"].sharding, 2), f"the update of a split parameter is split "
+              f"as {updates['split'].sharding}")
+
+
+@kit.contract
 def checkpoint(factory: kit.Factory) -> None:
   """The state, saved by orbax, comes back with the same bits."""
   orbax: Any = kit.package("orbax.checkpoint")
