@@ -28,7 +28,7 @@ def test_multipliers():
   grads = jax.tree.map(np.ones_like, params)
   updates = []
   for tx in (lopt.opt_fn(theta), prior_scan.with_multipliers(
-      lopt, theta, task)(np.float32([0.5, 0.1, 2.0, 3.0]))):
+      lopt, theta, task)(np.float32([0.5, 0.1, 2.0, 3.0, 9.0]))):
     updates.append(jax.jit(tx.update)(grads, tx.init(params), params)[0])
   ratios = jax.tree.map(lambda x, y: float(np.mean(y / x)), *updates)
   np.testing.assert_allclose(
@@ -37,26 +37,43 @@ def test_multipliers():
 
 
 def test_draws():
-  draws = prior_scan.draws(1000, 10.0)
-  assert draws.shape == (1000, 4) and draws.dtype == np.float32
+  draws = prior_scan.draws(1000, 10.0, 0.3)
+  assert draws.shape == (1000, 5) and draws.dtype == np.float32
   assert 0.03 <= draws.min() < 0.04 and 2.5 < draws.max() <= 3.001
-  np.testing.assert_array_equal(draws, prior_scan.draws(1000, 10.0))
+  np.testing.assert_array_equal(draws, prior_scan.draws(1000, 10.0, 0.3))
 
 
 def test_table(monkeypatch):
   monkeypatch.setattr(prior_scan, "BEST", 1)
   rows = pd.DataFrame([
       {"task": task, "input": step, "hidden": 1.0, "output": 1.0,
-       "vector": 1.0, "mean": loss, "final": 3.0}
+       "vector": 1.0, "table": 1.0, "mean": loss, "final": 3.0, "valid": 1.0}
       for task, losses in (("a", (1.0, np.e)), ("b", (2.0, 2 * np.e**3)))
       for step, loss in zip((0.1, 0.3), losses)])
   overall, best_of = [
       [[x.strip() for x in line.split("|")[1:-1]]
        for line in part.splitlines()[2:]]
       for part in prior_scan.table(rows).split("\n\n")]
-  assert [(row[0], *row[4:]) for row in overall] == [
-      ("0.1", "0", "0"), ("0.3", "2", "0")]
+  assert [(row[0], *row[5:]) for row in overall] == [
+      ("0.1", "0", "0", "0"), ("0.3", "2", "0", "0")]
   assert [row[:2] for row in best_of] == [["a", "0.1"], ["b", "0.1"]]
+
+
+@pytest.mark.parametrize("optimizer, parametrization", [
+    ("mulo", "mup_balanced"), ("mulo2", "natural")])
+def test_rows(optimizer, parametrization):
+  section = {"name": "transformer_lm", "dataset": "sums", "width": 8,
+             "length": 8, "batch_size": 2}
+  has_tables = parametrization == "natural"
+  grid = prior_scan.draws(
+      2, 3.0, 1.0, prior_scan.ROLES if has_tables else prior_scan.ROLES[:4])
+  first, second = prior_scan.rows(
+      section, parametrization, optimizer, {"hidden": 3, "newton_schulz": 1},
+      grid, 3, None)
+  assert ("table" in first) == has_tables
+  assert first["final"] != second["final"]
+  assert all(np.isfinite(row[x]) for row in (first, second)
+             for x in prior_scan.SCORES)
 
 
 @pytest.mark.parametrize(

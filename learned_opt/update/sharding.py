@@ -182,13 +182,15 @@ def _using(mesh, arrays):
   Outside of jit, JAX must know the devices, too, where some of the arrays are
   on no mesh.
   """
-  leaves = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
+  leaves: Any = [
+      x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
   if any(isinstance(x, jax.core.Tracer) for x in leaves):
     return jax.sharding.use_abstract_mesh(mesh)
-  return jax.set_mesh(next(
+  concrete: Any = next(
       x.sharding.mesh for x in leaves
       if isinstance(x.sharding, jax.sharding.NamedSharding) and
-      x.sharding.mesh.abstract_mesh == mesh))
+      x.sharding.mesh.abstract_mesh == mesh)
+  return jax.set_mesh(concrete)
 
 
 def automatic(lopt: base.LearnedOptimizer) -> base.LearnedOptimizer:
