@@ -11,12 +11,16 @@ optimizer diverged or ended worse than a tuned AdamW, the card says so.
 --repeats is the artifact of another run of the same config. If it has the same
 theta, the card says that the result was repeated; otherwise this is an error.
 
+A theta that fails a gate (`experiments/gates.py`) is refused, unless --accept
+names the gate.
+
 Either both files are written or none.
 """
 
 import hashlib
 import json
 import pathlib
+from typing import Collection
 
 from absl import flags
 import numpy as np
@@ -24,6 +28,7 @@ import pandas as pd
 
 from experiments import baselines
 from experiments import command
+from experiments import gates as gates_lib
 from experiments import report
 from learned_opt import artifact as artifact_lib
 from meta_train.workdir import metrics
@@ -95,7 +100,7 @@ def study(folder: pathlib.Path, label: str) -> str:
 
 
 def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
-         time: float, studies: list[str],
+         time: float, studies: list[str], gates: str,
          repeats: artifact_lib.Artifact | None = None) -> str:
   """Return the text of the card.
 
@@ -105,6 +110,7 @@ def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
     file_sha256: hash of its file.
     time: duration of meta-training [hours].
     studies: sections of the card on studies.
+    gates: table of the gates.
     repeats: artifact of another run with the same theta, or None.
   """
   record = artifact.record
@@ -156,6 +162,10 @@ Compared with optimizers of optax with tuned learning rates; 95 % bootstrap
 intervals over seeds. The command of a study writes all runs to `results.csv`.
 
 {(chr(10)).join(studies)}
+## Gates
+
+{gates}
+
 ## Config
 
 ```json
@@ -166,7 +176,8 @@ intervals over seeds. The command of a study writes all runs to `results.csv`.
 
 def release(run: pathlib.Path, name: str, label: str,
             studies: list[pathlib.Path], folder: pathlib.Path = FOLDER,
-            repeats: str | None = None) -> None:
+            repeats: str | None = None, accepted: Collection[str] = ()
+            ) -> None:
   """Write <name>.safetensors and <name>.md to a folder.
 
   Args:
@@ -176,11 +187,13 @@ def release(run: pathlib.Path, name: str, label: str,
     studies: workdirs of experiments.studies.transfer.
     folder: folder of the two files.
     repeats: name or file of the artifact of another run, or None.
+    accepted: gates that may fail.
 
   Raises:
     OSError: a file is missing.
-    ValueError: a damaged artifact, a study without this optimizer, or an
-      artifact `repeats` that has another theta or is from the same run.
+    ValueError: a damaged artifact, a study without this optimizer, a gate that
+      fails, or an artifact `repeats` that has another theta or is from the same
+      run.
   """
   path = run / "theta.safetensors"
   artifact = artifact_lib.read(path)
@@ -193,9 +206,10 @@ def release(run: pathlib.Path, name: str, label: str,
     if other.record == artifact.record:
       raise ValueError(f"{repeats} is from the run in {run}, which cannot "
                        "repeat itself: give the artifact of another run.")
+  gates = gates_lib.table(gates_lib.check(artifact, accepted))
   content = path.read_bytes()
   text = card(name, artifact, hashlib.sha256(content).hexdigest(), hours(run),
-              [study(folder, label) for folder in studies], other)
+              [study(folder, label) for folder in studies], gates, other)
   # Everything that can fail is done.
   (folder / f"{name}.safetensors").write_bytes(content)
   (folder / f"{name}.md").write_text(text)
@@ -212,12 +226,15 @@ def define_flags() -> None:
   flags.DEFINE_list("studies", [], "Workdirs of experiments.studies.transfer.")
   flags.DEFINE_string("repeats", None, "Name or file of the artifact of "
                       "another run of the same config.")
+  flags.DEFINE_list("accept", [], "Gates that may fail: "
+                    f"{', '.join(gates_lib.LIMITS)}.")
 
 
 def main(args: flags.FlagValues) -> None:
   """Release one optimizer."""
   release(pathlib.Path(args.run), args.name, args.label or args.name,
-          [pathlib.Path(x) for x in args.studies], repeats=args.repeats)
+          [pathlib.Path(x) for x in args.studies], repeats=args.repeats,
+          accepted=args.accept)
   print(f"Wrote {FOLDER / args.name}.safetensors and .md")
 
 

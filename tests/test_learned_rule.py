@@ -9,6 +9,7 @@ import optax
 import pytest
 import test_transfer
 
+from experiments import gates
 from experiments.studies import learned_rule
 from learned_opt.scaling import parametrizations
 import mulo
@@ -65,12 +66,14 @@ def asked(tmp_path, **flags):
       **flags})
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(gates, "NUM_STEPS", 100)
   mulo.save(tmp_path / "a.safetensors", test_transfer.artifact())
   learned_rule.main(asked(tmp_path))
   assert "hidden" not in (tmp_path / "out" / "table.md").read_text()
   assert (tmp_path / "out" / "rule.png").read_bytes()[:4] == b"\x89PNG"
-  assert "| input" in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert "| input" in printed and "| noise" in printed
 
 
 def test_error_of_the_command(tmp_path):

@@ -10,6 +10,8 @@ with each direction, and RMS(update) / RMS(Adam's direction), which is the
 learning rate that Adam would need. The results are averaged over parameters of
 the same role.
 
+First prints the gates of experiments/gates.py; with --num_steps=0, only these.
+
 Writes rule.csv, table.md and rule.png to the workdir.
 """
 
@@ -25,6 +27,7 @@ import optax
 import pandas as pd
 
 from experiments import command
+from experiments import gates
 from learned_opt import artifact as artifact_lib
 from learned_opt.scaling import fan
 from learned_opt.scaling import parametrizations
@@ -167,7 +170,7 @@ def define_flags() -> None:
       "Learned optimizer: a pretrained name or a .safetensors file.",
       required=True)
   flags.DEFINE_integer(
-      "num_steps", 1000, "Steps to train.", lower_bound=1)
+      "num_steps", 1000, "Steps to train.", lower_bound=0)
 
 
 def main(flags) -> None:
@@ -184,6 +187,9 @@ def main(flags) -> None:
       parametrization, flags.data_dir)
   if task.base_shapes is None:
     raise ValueError(f"{flags.task} has no width, so no roles.")
+  print(f"{gates.table(gates.measure(artifact))}\n")
+  if not flags.num_steps:
+    return
   theta = jax.tree.map(jnp.asarray, artifact.theta)
   tx = unroll.scaled(artifact.lopt.opt_fn, parametrization, task)(
       theta, num_steps=flags.num_steps)
