@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from learned_opt import schedules
+
 WARM_UP = 0.05  # fraction of the steps
 
 
@@ -29,7 +31,12 @@ def cosine(step: jax.Array, num_steps: jax.Array) -> jax.Array:
                    0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1))))
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine}
+def linear(step: jax.Array, num_steps: jax.Array) -> jax.Array:
+  """Return the multiplier of the learning rate: warm-up, then a line to 0."""
+  return schedules.multiplier("linear", WARM_UP, step, num_steps)
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear}
 
 
 class Baseline(NamedTuple):
@@ -45,6 +52,9 @@ class Baseline(NamedTuple):
     tuned_at_base: True: in a study along an axis, the learning rate is tuned at
       the first value and kept for the others, as muP promises is possible.
       False: it is tuned at each value.
+    schedules: schedules that are tried; None: those that the user names.
+    variants: further settings of `make` that are tried, each with all learning
+      rates and schedules.
   """
 
   label: str
@@ -52,6 +62,8 @@ class Baseline(NamedTuple):
   parametrization: str
   learning_rates: tuple[float, ...]
   tuned_at_base: bool = False
+  schedules: tuple[str, ...] | None = None
+  variants: tuple[dict[str, float], ...] = ({},)
 
 
 def _half_decades(first: int, last: int) -> tuple[float, ...]:
@@ -69,6 +81,21 @@ BASELINES = {
     "muon": Baseline(
         "Muon", functools.partial(optax.contrib.muon, consistent_rms=0.2),
         "standard", _half_decades(-8, 0)),
+    # The same with weight decay and schedules that suit it, to be beaten; and
+    # with one setting for all tasks, the rival of a learned optimizer.
+    "muon_tuned": Baseline(
+        "Muon, tuned with decay",
+        functools.partial(optax.contrib.muon, consistent_rms=0.2), "standard",
+        _half_decades(-6, -2), schedules=("linear", "cosine"),
+        variants=({"weight_decay": 0.0}, {"weight_decay": 0.1})),
+    "muon_fixed": Baseline(
+        "Muon, one setting", functools.partial(
+            optax.contrib.muon, consistent_rms=0.2, weight_decay=0.1),
+        "standard", (0.01,), schedules=("linear",)),
+    "adamw_tuned": Baseline(
+        "AdamW, tuned with decay", optax.adamw, "standard",
+        _half_decades(-7, -2), schedules=("linear", "cosine"),
+        variants=({"weight_decay": 1e-4}, {"weight_decay": 0.1})),
     # muP divides the updates of hidden matrices by their fan-in, so its grid
     # lies higher.
     "mu_adam": Baseline("muAdam", optax.adam, "mup", _half_decades(-6, 2)),
@@ -105,18 +132,19 @@ def get(name: str) -> Baseline:
   return BASELINES[name]
 
 
-def opt_fn(baseline: Baseline, schedule: str) -> Callable:
+def opt_fn(baseline: Baseline, schedule: str, **settings: float) -> Callable:
   """Return an `opt_fn` whose theta is the peak learning rate, a scalar array.
 
   Args:
     baseline: the optimizer.
     schedule: a key of SCHEDULES.
+    **settings: of `Baseline.make`.
   """
   multiplier = SCHEDULES[schedule]
 
   def make(learning_rate, *, num_steps=None):
     total = jnp.asarray(num_steps, jnp.float32)
     return optax.with_extra_args_support(baseline.make(
-        lambda step: learning_rate * multiplier(step, total)))
+        lambda step: learning_rate * multiplier(step, total), **settings))
 
   return make

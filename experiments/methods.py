@@ -11,10 +11,13 @@ import optax
 from experiments import baselines
 from learned_opt import artifact as artifact_lib
 from learned_opt import base as learned_opt_base
+from learned_opt import optimizers
 from learned_opt.scaling import parametrizations
 from meta_train import unroll
 import mulo
 from tasks import base as tasks_base
+
+UNTRAINED = "untrained:"
 
 
 class Candidate(NamedTuple):
@@ -60,11 +63,13 @@ def parse(names: list[str], schedules: list[str],
   """Return methods by name.
 
   Args:
-    names: each is the name of a baseline, or `[label=]artifact[@width]`. The
-      label defaults to the name of a pretrained optimizer, or to the optimizer
-      that a file stores. With a width, gradients are rescaled to their
-      magnitude at this width, and the label says so. For an artifact on a hub,
-      @ is followed by the revision instead.
+    names: each is the name of a baseline, `[label=]untrained:artifact`,
+      `[label=]untrained:optimizer/parametrization` (the start of meta-training,
+      with random key 0), or `[label=]artifact[@width]`. The label defaults to
+      the name of a pretrained optimizer, or to the optimizer that a file
+      stores. With a width, gradients are rescaled to their magnitude at this
+      width, and the label says so. For an artifact on a hub, @ is followed by
+      the revision instead.
     schedules: learning rate schedules of the baselines.
     trust: see `mulo.load`.
 
@@ -79,7 +84,10 @@ def parse(names: list[str], schedules: list[str],
     at_width = re.fullmatch(r"(?!hf://)(.+)@([1-9]\d*)", path)
     path, width = (
         (at_width[1], int(at_width[2])) if at_width else (path, None))
-    if name in baselines.names():
+    if path.startswith(UNTRAINED):
+      parsed.append(_untrained(
+          path.removeprefix(UNTRAINED), label, trust))
+    elif name in baselines.names():
       parsed.append(_tuned(name, schedules))
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
@@ -108,12 +116,45 @@ def _label(name_or_path: str, trust: Sequence[str]) -> str:
 def _tuned(name: str, schedules: list[str]) -> Method:
   """Return a baseline with a candidate per schedule and learning rate."""
   baseline = baselines.get(name)
-  return Method(baseline.label, baseline.parametrization, [
-      Candidate(baselines.opt_fn(baseline, schedule), np.float32(rate),
-                schedule, rate, {"baseline": name, "learning_rate": rate,
-                                 "schedule": schedule})
-      for schedule in schedules for rate in baseline.learning_rates],
+  candidates = []
+  for schedule in baseline.schedules or schedules:
+    for variant in baseline.variants:
+      opt_fn = baselines.opt_fn(baseline, schedule, **variant)
+      label = ", ".join([schedule, *(f"{k} {v}" for k, v in variant.items())])
+      # The key is missing without a variant, so older identities stay valid.
+      more = {"variant": variant} if variant else {}
+      candidates += [
+          Candidate(opt_fn, np.float32(rate), label, rate, {
+              "baseline": name, "learning_rate": rate, "schedule": schedule,
+              **more}) for rate in baseline.learning_rates]
+  return Method(baseline.label, baseline.parametrization, candidates,
                 baseline.tuned_at_base)
+
+
+def _untrained(name: str, label: str, trust: Sequence[str]) -> Method:
+  """Return the start of meta-training: an optimizer with its first theta.
+
+  Args:
+    name: name or file of an artifact, whose settings are used, or
+      "optimizer/parametrization", with default settings.
+    label: name of the method; "" for one that is made from `name`.
+    trust: see `mulo.load`.
+
+  Raises:
+    ValueError: an unknown optimizer or parametrization.
+  """
+  optimizer, _, parametrization = name.partition("/")
+  if optimizer in optimizers.names() and parametrization:
+    parametrizations.get(parametrization)  # for its error
+    settings = optimizers.all_settings(optimizer)
+  else:
+    artifact = mulo.read(name, trust)
+    optimizer, settings = artifact.optimizer, artifact.settings
+    parametrization = artifact.parametrization
+  theta = jax.device_get(
+      optimizers.get(optimizer, **settings).init(jax.random.key(0)))
+  return _learned(label or f"{name}, untrained", artifact_lib.Artifact(
+      optimizer, settings, parametrization, theta))
 
 
 def _learned(label: str, artifact: artifact_lib.Artifact,

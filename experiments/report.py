@@ -11,6 +11,10 @@ from scipy import stats
 from experiments import baselines
 
 REFERENCE = baselines.get("adamw").label
+# {column: baselines, of which the first that a study has is the reference}.
+REFERENCES = {
+    "speedup": (REFERENCE, baselines.get("adamw_tuned").label),
+    "speedup over Muon": (baselines.get("muon_tuned").label,)}
 SEEDS_ALPHA = 0.2  # opacity of bands over seeds
 # Learned optimizers have solid lines in these colors. Baselines have dashed
 # lines in shades of grey and another marker.
@@ -75,18 +79,20 @@ def speedup(curve: list[float], reference: np.ndarray) -> float:
 
 
 def with_speedup(results: pd.DataFrame) -> pd.DataFrame:
-  """Add the column "speedup" against the mean curve of AdamW.
+  """Add the columns of REFERENCES, against the mean curve of a baseline.
 
-  Results without AdamW are returned unchanged.
+  "speedup" is against AdamW. A column whose baselines are not in the results is
+  left out.
   """
-  if REFERENCE not in set(results["method"]):
-    return results
   results = results.copy()
-  for _, group in results.groupby("target", sort=False):
-    curves = group[group["method"] == REFERENCE]["curve"].tolist()
-    reference = np.mean(curves, 0)
-    for i, curve in group["curve"].items():
-      results.loc[i, "speedup"] = speedup(curve, reference)
+  present = set(results["method"])
+  for column, labels in REFERENCES.items():
+    for label in [x for x in labels if x in present][:1]:
+      for _, group in results.groupby("target", sort=False):
+        reference = np.mean(
+            group[group["method"] == label]["curve"].tolist(), 0)
+        for i, curve in group["curve"].items():
+          results.loc[i, column] = speedup(curve, reference)
   return results
 
 
@@ -113,8 +119,8 @@ def table(results: pd.DataFrame) -> str:
         "test loss": with_interval("test_loss")}
     if "test_accuracy" in group and group["test_accuracy"].notna().all():
       row["test accuracy"] = f"{group['test_accuracy'].mean():.1%}"
-    if "speedup" in group:
-      row["speed-up"] = with_interval("speedup")
+    for column in [x for x in REFERENCES if x in group]:
+      row[column.replace("speedup", "speed-up")] = with_interval(column)
     row["diverged"] = (
         f"{(~np.isfinite(group['final_train_loss'])).sum()} of {len(group)}")
     rows.append(row)
@@ -125,19 +131,21 @@ def table(results: pd.DataFrame) -> str:
 def summary(results: pd.DataFrame) -> str:
   """Return a Markdown table of speed-ups over all tasks and seeds.
 
-  The statistic is the interquartile mean. Results without the column "speedup"
-  give an empty text.
+  The statistic is the interquartile mean. Results without a column of
+  REFERENCES give an empty text.
   """
-  if "speedup" not in results:
+  columns = [x for x in REFERENCES if x in results]
+  if not columns:
     return ""
   interquartile_mean = lambda x: stats.trim_mean(x, 0.25)
+  of_values = lambda values: "{:.2f} ({:.2f} to {:.2f})".format(
+      interquartile_mean(values), *interval(values, interquartile_mean))
   rows = []
   for method, group in results.groupby("method", sort=False):
-    values = group["speedup"]
     rows.append({
         "optimizer": method, "runs": len(group),
-        "interquartile mean of speed-ups": "{:.2f} ({:.2f} to {:.2f})".format(
-            interquartile_mean(values), *interval(values, interquartile_mean)),
+        **{f"interquartile mean of {x.replace('speedup', 'speed-ups')}":
+           of_values(group[x]) for x in columns},
         "diverged": int((~np.isfinite(group["final_train_loss"])).sum())})
   return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 

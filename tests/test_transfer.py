@@ -161,6 +161,38 @@ def test_schedules():
   np.testing.assert_allclose(cosine[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-5)
   assert np.all(np.diff(cosine[5:]) < 0) and abs(cosine[100]) < 1e-6
   assert cosine[52] == pytest.approx(0.5, abs=0.02)
+  np.testing.assert_allclose(at("linear")[[0, 4, 5, 100]], [0.2, 1, 1, 0])
+
+
+def test_variants():
+  """Settings that are tried are part of the identity, of the label and run."""
+  method, = methods.parse(["muon_tuned"], ["constant"])
+  first, decayed = method.candidates[0], method.candidates[5]
+  assert (first.schedule, decayed.schedule) == (
+      "linear, weight_decay 0.0", "linear, weight_decay 0.1")
+  assert "constant" not in {c.identity["schedule"] for c in method.candidates}
+  params = {"w": jnp.ones((3, 4))}
+  moved = []
+  for candidate in (first, decayed):
+    tx = candidate.opt_fn(candidate.theta, num_steps=1)
+    moved.append(tx.update(params, tx.init(params), params)[0]["w"])
+  np.testing.assert_allclose(
+      moved[1] - moved[0], -0.1 * first.theta, rtol=1e-3)
+
+
+def test_untrained():
+  start, own = methods.parse(
+      ["untrained:mulo-s", "x=untrained:mulo2/natural"], [])
+  assert (start.label, own.label) == ("mulo-s, untrained", "x")
+  assert (start.parametrization, own.parametrization) == (
+      "mup_balanced", "natural")
+  trained = mulo.read("mulo-s")
+  assert start.candidates[0].identity["settings"] == trained.settings
+  chex.assert_trees_all_equal(
+      start.candidates[0].theta,
+      jax.device_get(trained.lopt.init(jax.random.key(0))))
+  with pytest.raises(ValueError, match="nautral"):
+    methods.parse(["untrained:mulo2/nautral"], [])
 
 
 def test_baselines():
@@ -168,7 +200,8 @@ def test_baselines():
       baselines.names())
   for name in baselines.names():
     rates = baselines.get(name).learning_rates
-    assert len(rates) == 9 and list(rates) == sorted(rates)
+    assert list(rates) == sorted(rates)
+    assert len(rates) == 9 or baselines.get(name).schedules
   with pytest.raises(ValueError, match="'adamm'; available: adam, adamw, muon"):
     baselines.get("adamm")
 

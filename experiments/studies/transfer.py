@@ -239,7 +239,8 @@ def define_flags() -> None:
   command.define_trust()
   flags.DEFINE_list(
       "optimizers", None, "Optimizers to compare. A baseline "
-      f"({', '.join(baselines.names())}), or [label=]artifact[@width]. An "
+      f"({', '.join(baselines.names())}), or [label=]artifact[@width], or "
+      "[label=]untrained:artifact or untrained:optimizer/parametrization. An "
       "artifact is a pretrained name or a .safetensors file. With @width, it "
       "receives gradients rescaled to their magnitude at that width.",
       required=True)
@@ -260,7 +261,7 @@ def define_flags() -> None:
       "tuning_seeds", 1, "Runs per learning rate and schedule, to find the "
       "best ones of a baseline.", lower_bound=1)
   flags.DEFINE_multi_enum(
-      "schedules", list(baselines.SCHEDULES), list(baselines.SCHEDULES),
+      "schedules", ["constant", "cosine"], list(baselines.SCHEDULES),
       "Learning rate schedules that baselines try.")
   flags.DEFINE_enum(
       "tune_on", SCORES[0], SCORES, "Score that tuning minimises.")
