@@ -46,7 +46,7 @@ def test_table_and_interval():
   both = report.with_speedup(pd.concat([rows, rows.assign(
       method="Muon, tuned with decay", curve=[[0.5, 0.5]] * 2)],
                                        ignore_index=True))
-  assert list(both["speedup over Muon"]) == [0.5, 0.5, 1, 1]
+  assert list(both["speedup over Muon"]) == [0.5, 0.5, 2, 2]
   assert "speed-ups over Muon" in report.summary(both)
   low, high = report.interval(pd.Series([1.0, 2.0, 3.0, 4.0]))
   assert 1 < low < 2.5 < high < 4
