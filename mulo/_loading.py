@@ -156,8 +156,7 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
   warnings.check_horizon(artifact, name_or_path, num_steps)
   tx = optax.chain(
       *_learned_links(artifact, name_or_path, num_steps, scaling),
-      *_rate_links(_decay(artifact, weight_decay, num_steps), learning_rate,
-                   _kinds(artifact, **scaling)))
+      *_rate_links(artifact, weight_decay, learning_rate, num_steps, scaling))
   return _loaded(tx, artifact, name_or_path, scaling)
 
 
@@ -228,11 +227,14 @@ def _decay(artifact: artifact_lib.Artifact, weight_decay: Any, num_steps: Any
       name, artifact.settings["warmup"], step, num_steps)
 
 
-def _rate_links(weight_decay: Any, learning_rate: Any,
-                kinds: kinds_lib.Kinds | None
-                ) -> list[optax.GradientTransformation]:
+def _rate_links(
+    artifact: artifact_lib.Artifact, weight_decay: Any, learning_rate: Any,
+    num_steps: Any, scaling: dict[str, Any]
+    ) -> list[optax.GradientTransformation]:
   """Return the links for weight decay and learning rate; see `load`."""
   rates.check("learning_rate", learning_rate)
+  weight_decay = _decay(artifact, weight_decay, num_steps)
+  kinds = _kinds(artifact, **scaling)
   # Negative: learned updates are added, and no later link changes the sign.
   negative = (lambda step: -weight_decay(step)) if callable(
       weight_decay) else -weight_decay

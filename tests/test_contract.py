@@ -172,6 +172,12 @@ BROKEN = [
     ("inject_hyperparams", by_rate(float)),
     ("inject_hyperparams", by_rate(lambda rate: -0.1)),
     ("schedules", by_rate(lambda rate: -0.1)),
+    ("stacked_layers", make(
+        lambda grads, state, params=None, **extra_args: (jax.tree.map(
+            lambda g: -g / jnp.max(jnp.abs(g)), grads), state))),
+    ("sharding_partial", make(
+        lambda grads, state, params=None, **extra_args: (jax.tree.map(
+            lambda g: jnp.asarray(np.asarray(-g)), grads), state))),
     ("multi_steps", momentum(after=lambda m: m.reshape(-1))),
     ("apply_if_finite", make(
         lambda grads, state, params=None, **extra_args: (

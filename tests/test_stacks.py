@@ -92,7 +92,7 @@ def test_declared_stacks(name, declared, recwarn):
   assert not [x for x in recwarn if x.category is mulo.StackWarning]
   unit = state[0].statistics.unit["blocks"]["dense"]
   assert unit["kernel"].shape == unit["bias"].shape == (5,)
-  updates, _ = tx.update(zeros, state, params)
+  updates, _ = jax.jit(tx.update)(zeros, state, params)
   moved = {name: float(jnp.abs(x).max()) for name, x in [
       *updates["blocks"]["dense"].items(),
       ("scale", updates["blocks"]["norm"]["scale"])]}
@@ -129,6 +129,6 @@ def test_stacks_are_recognised(params, axis):
 
 def test_the_check_sees_one_unit_for_all_layers():
   """LAMB's trust ratio is one for an array, and its layers differ."""
-  with pytest.raises(AssertionError, match="updates: "):
+  with pytest.raises(AssertionError, match="dense/"):
     dict((c.__name__, c) for c in testing.CHECKS)["stacked_layers"](
         lambda: optax.lamb(0.1))

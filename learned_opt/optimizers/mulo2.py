@@ -56,7 +56,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from learned_opt import base
 from learned_opt import schedules
@@ -67,7 +66,6 @@ from learned_opt.update import features as features_lib
 from learned_opt.update import mlp
 from learned_opt.update import orthogonal
 from learned_opt.update import per_parameter
-from learned_opt.update import sharding
 
 DECAYS = (0.9, 0.99, 0.999)
 SECOND_DECAY = 0.99
@@ -137,8 +135,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
     equalize = functools.partial(
         orthogonal.polar, iterations=newton_schulz, schedule=coefficients)
 
-    def step_one(grad, param, state, step, context, kind):
-      del context
+    def step_one(grad, param, state, step, kind):
       what, facts = _what(grad.shape, kind), _facts(grad.shape, kind)
       state, inverse = _accumulate(state, grad, decays, step)
       features, tensor, adam = _features(
@@ -158,24 +155,9 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
         size *= _rms(adam) * jnp.maximum(_rms(param), MIN_TABLE)
       return -size * direction, state
 
-    states = per_parameter.Statistics(
-        functools.partial(_init_one, accumulator_dtype, momenta),
+    return per_parameter.transformation(
+        functools.partial(_init_one, accumulator_dtype, momenta), step_one,
         in_turn=newton_schulz > 0, kinds=kinds, by_role=True)
-
-    def init(params):
-      statistics = states.init(params)
-      step = sharding.whole(lambda: jnp.zeros([], jnp.int32), params)
-      return per_parameter.State(step, statistics)
-
-    def update(grads, state, params=None, **extra_args):
-      del extra_args
-      params = states.matched(grads, params, state.statistics)
-      updates, statistics = states.update(
-          step_one, grads, params, state.statistics, state.step)
-      return updates, per_parameter.State(
-          optax.safe_increment(state.step), statistics)
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
   return base.LearnedOptimizer(
       functools.partial(_init, hidden=hidden, momenta=momenta), opt_fn)

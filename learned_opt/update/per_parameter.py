@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 def transformation(
     init_one: Callable, step_one: Callable, in_turn: bool = False,
-    kinds: kinds_lib.Kinds | None = None
+    kinds: kinds_lib.Kinds | None = None, by_role: bool = False
     ) -> optax.GradientTransformationExtraArgs:
   """Return an optax transformation made of an update rule of one parameter.
 
@@ -47,19 +47,21 @@ def transformation(
     init_one: see `Statistics`.
     step_one: `(grad, param, state, step) -> (update, state)`, float32, with
       `step` the number of steps taken before this step. Scalars come as [1].
+      With by_role, the kind of the parameter is a fifth argument.
     in_turn: see `Statistics`.
     kinds: see `Statistics`.
+    by_role: see `Statistics`.
 
   Returns:
     A transformation whose updates have the dtype of the gradients. Its
     `update` raises ValueError without `params`, or if the state was made for
     other parameters.
   """
-  states = Statistics(init_one, in_turn, kinds)
+  states = Statistics(init_one, in_turn, kinds, by_role)
 
   def without_context(grad, param, state, step, context, kind):
-    del context, kind
-    return step_one(grad, param, state, step)
+    del context
+    return step_one(grad, param, state, step, *[kind] * by_role)
 
   def init(params):
     statistics = states.init(params)
@@ -320,7 +322,7 @@ class Statistics:
         arrays = [kinds_lib.to_front(x, param.shape, axes[i]) for x in arrays]
       lead = lambda x: x.shape[:1] if axes[i] else ()
       return jax.tree.unflatten(self._structure, [
-          x.reshape(*lead(x), *s.shape) for x, s in zip(arrays, shapes)])
+          x.reshape((*lead(x), *s.shape)) for x, s in zip(arrays, shapes)])
 
     return [state(i, param) for i, param in enumerate(params)]
 

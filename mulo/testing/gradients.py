@@ -38,11 +38,14 @@ def second_order(factory: kit.Factory) -> None:
   loss: Any = lambda tree: sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree))
 
   def after_two(params: kit.Tree) -> Any:
-    state = tx.init(params)
-    for _ in range(2):
+    def step(carry: Any, _: Any) -> Any:
+      params, state = carry
       updates, state = tx.update(
           jax.grad(loss)(params), state, params, value=kit.VALUE)
-      params = optax.apply_updates(params, updates)
+      return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(
+        step, (params, tx.init(params)), None, length=2)
     return loss(params)
 
   derivative: Any = jax.jit(jax.grad(after_two))
