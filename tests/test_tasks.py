@@ -58,13 +58,11 @@ VARIANTS = [
         ("vit", {"depth_exponent": 0.5, "depth": 2, "patch": 4}))]]
 label = lambda x: x if isinstance(x, str) else ",".join(
     f"{k}={v}" for k, v in x.items())
-variants = pytest.mark.parametrize("name, settings", VARIANTS, ids=label)
+# Under the standard parametrization, one family of each kind of data.
+CASES = [(*x, "mup") for x in VARIANTS] + [
+    (name, SMALL.get(name, {}), "standard") for name in (
+        "conv", "mlp", "quadratic", "table_mlp", "transformer_lm", "vit")]
 every_family = pytest.mark.parametrize("name", families.names())
-
-
-@pytest.fixture(params=["standard", "mup"])
-def parametrization(request):
-  return parametrizations.get(request.param)
 
 
 def batch_of(task, seed=1):
@@ -72,8 +70,9 @@ def batch_of(task, seed=1):
       jax.random.key(seed), jax.device_put(task.data["train"]))
 
 
-@variants
+@pytest.mark.parametrize("name, settings, parametrization", CASES, ids=label)
 def test_every_task(name, settings, parametrization):
+  parametrization = parametrizations.get(parametrization)
   task = families.get(name, parametrization, **settings)
   assert set(task.data) == set(base.SPLITS)
   init = jax.jit(task.init)
