@@ -58,6 +58,7 @@ VARIANTS = [
         ("vit", {"depth_exponent": 0.5, "depth": 2, "patch": 4}))]]
 label = lambda x: x if isinstance(x, str) else ",".join(
     f"{k}={v}" for k, v in x.items())
+variants = pytest.mark.parametrize("name, settings", VARIANTS, ids=label)
 # Under the standard parametrization, one family of each kind of data.
 CASES = [(*x, "mup") for x in VARIANTS] + [
     (name, SMALL.get(name, {}), "standard") for name in (
