@@ -18,7 +18,7 @@ import mulo
 
 SHAPES = {"w": (12, 20), "conv": (3, 2, 4, 5), "heads": (6, 2, 5), "b": (7,),
           "table": (9, 4), "scalar": ()}
-KINDS = {"w": kinds_lib.Kind(role="hidden", outputs=(1,)),
+KINDS = {"w": kinds_lib.Kind(role="input", outputs=(1,)),
          "heads": kinds_lib.Kind(role="hidden", outputs=(1, 2)),
          "table": kinds_lib.Kind(role="embedding", outputs=(1,)),
          "b": kinds_lib.Kind(role="vector", outputs=(0,))}
@@ -116,9 +116,9 @@ def naive(theta, grads, params, settings, num_steps):
       x = np.stack([np.clip(f / rms(f), -5, 5) for f in x])
       noise = [np.log(rms(m[k]) / (1 - b[k]**(t + 1)) / np.sqrt(
           np.mean(v) / (1 - b2**(t + 1)))) for k in range(3)]
-      sizes = p.shape if name == "w" else (1, 1)
-      tensor = np.array([*noise, *[np.log(n) / 10 for n in sizes],
-                         *[kind.role == r for r in mulo2_lib.ROLES]])
+      fixed = np.log(p.shape[0]) / 10 if name == "w" else 0  # fan-in
+      tensor = np.array([*noise, fixed, 0, *[
+          kind.role == r for r in mulo2_lib.ROLES]])
       seen = np.concatenate([np.abs(x[:8]), x[8:]])
       h = np.tensordot(theta["w0"][:12].T, seen, 1) + (
           theta["b0"] + tensor @ theta["w0"][12:]).reshape(-1, *[1] * p.ndim)
@@ -227,3 +227,14 @@ def test_weight_decay_follows_the_schedule(tmp_path):
   expected = [0.1 * float(schedules.multiplier(
       "linear", 0.05, jnp.int32(t), 10)) for t in range(10)]
   np.testing.assert_allclose(sizes, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("role, axis", [
+    ("input", 1), ("hidden", 0), ("hidden", 1), ("output", 0)])
+def test_facts_do_not_depend_on_width(role, axis):
+  kind = kinds_lib.Kind(role=role, outputs=(1,))
+  narrow, wide = [6, 6], [6, 6]
+  wide[axis] = 60
+  facts = [mulo2_lib._facts(tuple(shape), kind) for shape in (narrow, wide)]
+  np.testing.assert_array_equal(*facts)
+  assert (facts[0][:2] > 0).tolist() == [role == "input", role == "output"]

@@ -10,7 +10,7 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
    Each feature is divided by its RMS over p and clipped to [-5, 5].
 3. Features of the tensor:
      noise_k = log(rms(m_k) / sqrt(mean v)), corrected for bias
-     log fan-in, log fan-out, one number for each role
+     log fan-in, log fan-out where they do not grow, one number for each role
 4. Direction of an element: the sum of its odd features, with weights
      mix + MLP(|odd features|, even features, features of the tensor)
    and 0 where v = 0.
@@ -76,6 +76,7 @@ ROLES = ("", "vector", "input", "hidden", "output", "fixed", "embedding",
          "tied")
 TABLES = ("embedding", "tied")
 MIN_TABLE = 0.01  # RMS of a table for which steps are made
+TINY = 1e-15
 ADAM_FEATURE = 1  # momentum of decay 0.9 over the root of the second moment
 
 
@@ -152,7 +153,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
               noise_power * jnp.minimum(tensor[0], 0) +
               SIZE_BOUND * jnp.tanh(tensor @ theta["size"]))
       if what == "table":
-        size *= _rms(adam) * jnp.maximum(_rms(param), MIN_TABLE)
+        size *= _rms(adam, TINY) * _rms(param, MIN_TABLE)
       return -size * direction, state
 
     return per_parameter.transformation(
@@ -184,8 +185,9 @@ def _init(key, hidden, momenta):
       "second_decay": jnp.zeros([], jnp.float32)}
 
 
-def _rms(x):
-  return jnp.sqrt(jnp.mean(jnp.square(x)))
+def _rms(x, least):
+  """Return the RMS of x, at least `least`, with a finite derivative."""
+  return jnp.sqrt(jnp.maximum(jnp.mean(jnp.square(x)), least**2))
 
 
 def _counts(momenta):
@@ -223,12 +225,16 @@ def _axes(ndim, kind):
 
 
 def _facts(shape, kind) -> np.ndarray:
-  """Return what is known of a parameter: log fan-in, log fan-out, role."""
+  """Return what is known of a parameter: log fan-in, log fan-out, role.
+
+  A fan-in or fan-out that grows with width counts as 1: the features of a
+  parameter must not depend on width.
+  """
   inputs, outputs = _axes(len(shape), kind)
-  sizes = [math.prod(shape[i] for i in axes) for axes in (inputs, outputs)]
-  if _what(shape, kind) != "matrix":
-    sizes = [1, 1]
-  return np.array([*[math.log(n) / 10 for n in sizes],
+  log = lambda axes, roles: kind.role in roles and math.log(
+      max(1, math.prod(shape[i] for i in axes))) / 10
+  return np.array([log(inputs, ("input", "fixed")),
+                   log(outputs, ("output", "fixed")),
                    *[kind.role == role for role in ROLES]], np.float32)
 
 
