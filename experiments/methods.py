@@ -11,6 +11,7 @@ import optax
 from experiments import baselines
 from learned_opt import artifact as artifact_lib
 from learned_opt import base as learned_opt_base
+from learned_opt import kinds as kinds_lib
 from learned_opt import optimizers
 from learned_opt.scaling import parametrizations
 from meta_train import unroll
@@ -200,5 +201,5 @@ def with_gradients_of(
       jax.eval_shape(base.init, jax.random.key(0)),
       parametrization=parametrization, forward=True,
       delta_shapes=base.base_shapes, readout=False)
-  return lambda theta, *, num_steps=None: optax.chain(
-      rescale, opt_fn(theta, num_steps=num_steps))
+  return lambda theta, *, num_steps=None, kinds=None: optax.chain(
+      rescale, kinds_lib.told(opt_fn, kinds)(theta, num_steps=num_steps))

@@ -41,6 +41,7 @@ from experiments import baselines
 from experiments import command
 from experiments import methods
 from learned_opt import base
+from learned_opt import kinds as kinds_lib
 from learned_opt import optimizers
 from learned_opt import registry
 from learned_opt.scaling import parametrizations
@@ -104,8 +105,9 @@ def opt_fn_of(name: str, learning_rate: float | None = None,
     theta, lopt_fn = artifact.theta, artifact.lopt.opt_fn
     parametrization = artifact.parametrization
   scale = optax.scale(1.0 if learning_rate is None else learning_rate)
-  return lambda _, *, num_steps=None: optax.chain(
-      lopt_fn(jax.tree.map(jnp.asarray, theta), num_steps=num_steps),
+  return lambda _, *, num_steps=None, kinds=None: optax.chain(
+      kinds_lib.told(lopt_fn, kinds)(
+          jax.tree.map(jnp.asarray, theta), num_steps=num_steps),
       scale), parametrization
 
 
