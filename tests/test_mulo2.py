@@ -220,9 +220,9 @@ def test_weight_decay_follows_the_schedule(tmp_path):
             "out": np.ones((8, 2), np.float32)}
   zeros = jax.tree.map(np.zeros_like, params)
   tx = mulo.load(path, base_shapes=base, num_steps=10, weight_decay=0.1)
-  state, sizes = tx.init(params), []
+  state, update, sizes = tx.init(params), jax.jit(tx.update), []
   for _ in range(10):
-    updates, state = tx.update(zeros, state, params)
+    updates, state = update(zeros, state, params)
     sizes.append(-float(updates["w"][0, 0]))
   expected = [0.1 * float(schedules.multiplier(
       "linear", 0.05, jnp.int32(t), 10)) for t in range(10)]
