@@ -1,4 +1,4 @@
-"""What an optimizer is told about parameters besides their shapes.
+"""Facts about parameters that an optimizer is told besides their shapes.
 
 A parameter may be a stack: several layers in one array, as flax's nn.scan
 makes. A layer of a stack is treated as a parameter of its own: the axes of the
@@ -19,7 +19,7 @@ Axes: TypeAlias = tuple[int, ...]
 
 
 class Kind(NamedTuple):
-  """What is known about one parameter.
+  """Facts about one parameter.
 
   Attributes:
     stack: axes of the stack, counted from the front; () for a single parameter.

@@ -1,4 +1,4 @@
-"""What the parameters beside a parameter say about it, and declarations."""
+"""Roles that follow from the parameters beside a parameter; declarations."""
 
 import public_models
 import pytest

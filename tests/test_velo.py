@@ -145,7 +145,7 @@ def trained(update, part, losses):
 
 
 def assert_close(found, expected, start):
-  """As in test_golden: deviations are small compared with the movement."""
+  """Raise unless deviations are small compared with the movement."""
   for k, p in start.items():
     movement = np.max(np.abs(np.float64(expected[-1][k]) - p))
     difference = max(np.max(np.abs(np.float64(x[k]) - y[k]))

@@ -80,7 +80,7 @@ class Evidence:
 
   @functools.cached_property
   def reading(self) -> beside.Reading | None:
-    """What the kernel and its bias show about each other."""
+    """Facts that the kernel and its bias show about each other."""
     return beside.read(self.pairs, self.layout, self._stacks)
 
   @functools.cached_property

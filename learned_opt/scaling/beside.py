@@ -27,7 +27,7 @@ Pair: TypeAlias = tuple[base.Shape | None, base.Shape | None]
 
 
 class Reading(NamedTuple):
-  """What a kernel and its bias show about each other.
+  """Facts that a kernel and its bias show about each other.
 
   Attributes:
     inputs: axes of the kernel that are inputs.
