@@ -18,8 +18,8 @@ class EstimatorOut(NamedTuple):
       of this estimate in a mean over several devices.
     info: dict of float32 scalars, each a sum over all copies. Every estimator
       has "inner_steps" (inner steps taken), "diverged" (inner steps whose loss
-      was not finite before normalisation) and "dropped" (copies left out of the
-      means).
+      was not finite before normalisation), "dropped" (copies left out of the
+      means) and "gradient_squares" (squared norms of the copies' gradients).
   """
 
   meta_loss: jax.Array
@@ -55,11 +55,15 @@ class MetaState(NamedTuple):
   Attributes:
     step: outer steps taken, int32 scalar.
     theta: meta-parameters.
+    average: mean of theta over the last outer steps, zeros before.
+    grad: the latest meta-gradient, tree like theta.
     opt_state: state of the meta-optimizer.
     estimator_states: {task name: state of the task's estimator}.
   """
 
   step: jax.Array
   theta: Theta
+  average: Theta
+  grad: Theta
   opt_state: Any
   estimator_states: dict[str, Any]

@@ -72,7 +72,8 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
       lopt, task_estimators(config.estimator, built_tasks, config.stream),
       theta_optimizer(config.theta_opt, config.num_steps), config.copies,
       config.seed, devices, how=config.mapping, weights=weights(config.tasks),
-      streamed=config.stream)
+      streamed=config.stream,
+      average_after=average_after(config))
   if config.stream:
     data = _streamed_data(
         built_tasks, config.estimator, config.seed, config.copies, devices)
@@ -232,6 +233,13 @@ def _resident_data(built_tasks: BuiltTasks, devices: jax.sharding.Mesh
   return lambda first, last: (data for _ in range(first, last))
 
 
+def average_after(config: ml_collections.ConfigDict) -> int | None:
+  """Return the outer step after which theta is averaged, None for never."""
+  if not config.average:
+    return None
+  return round((1 - config.average) * config.num_steps)
+
+
 def theta_optimizer(section: Mapping[str, Any], num_steps: int
                     ) -> optax.GradientTransformation:
   """Return the meta-optimizer of config.theta_opt.
@@ -297,6 +305,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.stream and config.estimator.name.startswith("full_"):
     raise ValueError("config.stream is for estimators that make one truncation "
                      f"in an outer step, not for {config.estimator.name}.")
+  if not 0 <= config.average <= 1:
+    raise ValueError("config.average must be a fraction of the outer steps, "
+                     f"from 0 to 1, got {config.average}.")
   if config.theta_opt.clip <= 0:
     raise ValueError(
         f"theta_opt.clip must be positive, got {config.theta_opt.clip}.")

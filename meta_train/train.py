@@ -170,10 +170,11 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
       select = _selector(config, evaluator, software, writer, folder)
     state = _loop(config, program, state, checkpointer, writer, clock, select)
   if first_process:
+    theta = state.average if config.average else state.theta
     artifact_lib.write(result, artifact(
-        config, state.theta, software, config.num_steps))
+        config, theta, software, config.num_steps))
     print(f"{writer.summary(result)}\n"
-          f"sha256 of theta: {artifact_lib.sha256(state.theta)}", flush=True)
+          f"sha256 of theta: {artifact_lib.sha256(theta)}", flush=True)
   return result
 
 

@@ -12,8 +12,10 @@ from learned_opt.scaling import multipliers
 from learned_opt.scaling import roles as roles_lib
 from tasks import base as tasks_base
 
-LOSSES = ("mean", "late", "last")
+LOSSES = ("mean", "late", "end", "last")
+END = 0.8  # of an episode: "end" counts the losses after it
 BOTH = "both"  # a loss_split: mean of the losses on train and on inner_valid
+EACH = "each"  # the two losses one by one
 
 # `opt_fn(theta, *, num_steps)` returns the inner optimizer.
 OptFn = Callable[..., optax.GradientTransformationExtraArgs]
@@ -119,12 +121,13 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
     num_steps: number of inner steps.
     loss_split: split of the recorded losses. "train": loss of the train batch
       before the update. "both": mean of this loss and the loss for
-      "inner_valid". Any other split: loss of a batch of this split after the
-      update.
+      "inner_valid". "each": both, not averaged. Any other split: loss of a
+      batch of this split after the update.
     remat: recompute each step in the backward pass, to use less memory.
 
   Returns:
-    The state after the steps, and the recorded losses, float32 [num_steps].
+    The state after the steps, and the recorded losses, float32 [num_steps],
+    for "each" [num_steps, 2].
   """
   tx = opt_fn(theta, num_steps=state.length)
   scales = state.scales
@@ -144,7 +147,8 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
     if loss_split != "train":
       batch = task.sample_batch(valid_key, data[drawn_from(loss_split)])
       valid_loss, _ = loss_of(params, loss_key, batch)
-      loss = (loss + valid_loss) / 2 if loss_split == BOTH else valid_loss
+      loss = {BOTH: (loss + valid_loss) / 2,
+              EACH: jnp.stack([loss, valid_loss])}.get(loss_split, valid_loss)
     return InnerState(
         params, opt_state, state.step + 1, state.length, scales), loss
 
@@ -155,15 +159,21 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
 
 def drawn_from(loss_split: str) -> str:
   """Return the split whose batches use the third key of `step_keys`."""
-  return "inner_valid" if loss_split == BOTH else loss_split
+  return "inner_valid" if loss_split in (BOTH, EACH) else loss_split
 
 
-def check_loss(loss: str, loss_split: str) -> None:
-  """Raise ValueError if the name of the loss or of its split is unknown."""
+def check_loss(loss: str, loss_split: str, each: bool = False) -> None:
+  """Raise ValueError if the name of the loss or of its split is unknown.
+
+  Args:
+    loss: one of LOSSES.
+    loss_split: see `unroll`.
+    each: whether the estimator takes the losses of each of two splits.
+  """
   if loss not in LOSSES:
     raise ValueError(
         f"Unknown loss {loss!r}; available: {', '.join(LOSSES)}.")
-  splits = (*tasks_base.META_SPLITS, BOTH)
+  splits = (*tasks_base.META_SPLITS, BOTH, *[EACH] * each)
   if loss_split not in splits:
     raise ValueError(f"Unknown loss_split {loss_split!r}; available: "
                      f"{', '.join(splits)}.")
@@ -172,8 +182,8 @@ def check_loss(loss: str, loss_split: str) -> None:
 def weights(loss: str, inner: InnerState, num_steps: int) -> jax.Array:
   """Return the weights of the last `num_steps` losses in the meta-loss.
 
-  `weight = 2 * step / length` for "late", where steps count from 1. Otherwise
-  `weight = 1`.
+  `weight = 2 * step / length` for "late", where steps count from 1; for "end" 0
+  and after 80 % of the episode 5. Otherwise `weight = 1`.
 
   Args:
     loss: one of LOSSES.
@@ -182,28 +192,35 @@ def weights(loss: str, inner: InnerState, num_steps: int) -> jax.Array:
 
   Returns:
     [..., num_steps]. The mean over an episode is 1, for "late"
-    `1 + 1 / length`.
+    `1 + 1 / length`, for "end" about 1.
   """
-  if loss != "late":
+  if loss not in ("late", "end"):
     return jnp.ones((*inner.step.shape, num_steps), jnp.float32)
   steps = inner.step[..., None] - jnp.arange(num_steps)[::-1].reshape(
       (1,) * inner.step.ndim + (-1,))
-  return 2 * steps.astype(jnp.float32) / inner.length[..., None].astype(
+  done = steps.astype(jnp.float32) / inner.length[..., None].astype(
       jnp.float32)
+  return 2 * done if loss == "late" else jnp.where(
+      done > END, 1 / (1 - END), 0.0)
 
 
 def meta_loss(task: tasks_base.Task, losses: jax.Array, loss: str,
               inner: InnerState) -> jax.Array:
   """Return the meta-loss [...] of losses [..., steps].
 
+  Losses of each of two splits, [..., steps, 2], give meta-losses [..., 2].
+
   Args:
     task: task whose `normalize` is applied to every loss.
     losses: losses as `unroll` returns them.
-    loss: "mean" of all losses, mean weighted by `weights` ("late"), or the
-      "last" loss.
+    loss: "mean" of all losses, mean weighted by `weights` ("late", "end"), or
+      the "last" loss.
     inner: state after these steps, whose leading axes are equal to those of
       losses or 1.
   """
+  if losses.ndim > inner.step.ndim + 1:
+    return jnp.stack([meta_loss(task, losses[..., i], loss, inner)
+                      for i in range(losses.shape[-1])], -1)
   losses = task.normalize(losses)
   if loss == "last":
     return losses[..., -1]

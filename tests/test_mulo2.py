@@ -37,7 +37,8 @@ def make(**settings):
   theta = jax.tree.map(
       lambda x: x + np.float32(0.2 * noise.normal(size=x.shape)), theta)
   theta |= {"momentum_decays": 0.1 * theta["momentum_decays"],
-            "second_decay": 0.1 * theta["second_decay"]}
+            "second_decay": 0.1 * theta["second_decay"],
+            "size": 0.3 * theta["size"], "share": 0.3 * theta["share"]}
   return lopt, theta
 
 
@@ -104,9 +105,11 @@ def naive(theta, grads, params, settings, num_steps):
     if name == "heads":
       continue
     p = np.float64(params[name])
-    m, v = np.zeros((3, *p.shape)), np.zeros(p.shape)
+    m, v, agreement = np.zeros((3, *p.shape)), np.zeros(p.shape), 0.0
     for t, grad in enumerate(grads):
       g = np.float64(grad[name])
+      agreement = 0.9 * agreement + 0.1 * (np.sum(g * m[0]) / np.sqrt(
+          np.sum(g**2) * np.sum(m[0]**2)) if t else 0)
       m = np.stack([b[k] * m[k] + (1 - b[k]) * g for k in range(3)])
       v = b2 * v + (1 - b2) * g**2
       root = 1 / np.sqrt(v)
@@ -116,9 +119,15 @@ def naive(theta, grads, params, settings, num_steps):
       x = np.stack([np.clip(f / rms(f), -5, 5) for f in x])
       noise = [np.log(rms(m[k]) / (1 - b[k]**(t + 1)) / np.sqrt(
           np.mean(v) / (1 - b2**(t + 1)))) for k in range(3)]
-      fixed = np.log(p.shape[0]) / 10 if name == "w" else 0  # fan-in
-      tensor = np.array([*noise, fixed, 0, *[
-          kind.role == r for r in mulo2_lib.ROLES]])
+      fixed = natural = rank = 0.0
+      if name == "w":
+        fixed = np.log(p.shape[0]) / 10  # fan-in
+        natural = np.log(rms(p) * np.sqrt(p.shape[0])) / 3
+        s = np.linalg.svd(m[0])[1]
+        rank = np.log(np.sum(s**2)**2 / np.sum(s**4)) / 3
+      tensor = np.array([
+          *noise, agreement / (1 - 0.9**(t + 1)), natural, rank, fixed, 0,
+          *[kind.role == r for r in mulo2_lib.ROLES]])
       seen = np.concatenate([np.abs(x[:8]), x[8:]])
       h = np.tensordot(theta["w0"][:12].T, seen, 1) + (
           theta["b0"] + tensor @ theta["w0"][12:]).reshape(-1, *[1] * p.ndim)
@@ -131,9 +140,10 @@ def naive(theta, grads, params, settings, num_steps):
           num_steps - warm)
       size = settings["step_mult"] * schedule * np.exp(
           settings["noise_power"] * min(noise[0], 0) +
-          math.log(4) * np.tanh(tensor @ theta["size"]))
+          math.log(4) * np.tanh(5 * tensor @ theta["size"]))
       if name == "w":
-        direction = polar(direction) * np.sqrt(p.size)
+        share = np.tanh(5 * tensor @ theta["share"])
+        direction = polar(direction) * np.sqrt(p.size) + share * direction
       elif name == "b":
         size *= settings["vector_mult"]
       else:

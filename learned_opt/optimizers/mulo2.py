@@ -8,16 +8,22 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
 2. Odd features of an element: g / sqrt(v), m_k / sqrt(v), m_k, p.
    Even features: g m_k / v, 1 / sqrt(v).
    Each feature is divided by its RMS over p and clipped to [-5, 5].
-3. Features of the tensor:
-     noise_k = log(rms(m_k) / sqrt(mean v)), corrected for bias
+3. Features of the tensor, the first two corrected for bias:
+     noise_k = log(rms(m_k) / sqrt(mean v))
+     agreement = average of cos(g, m_1 of the step before), decay 0.9
+     log(rms(p) sqrt(fan-in)) where it does not depend on width, / 3
+     log of the effective rank of m_1, / 3
      log fan-in, log fan-out where they do not grow, one number for each role
 4. Direction of an element: the sum of its odd features, with weights
      mix + MLP(|odd features|, even features, features of the tensor)
    and 0 where v = 0.
-5. Size of the tensor's update, with s = bound * tanh(size head(features)):
-     size = step_mult * schedule * min(1, exp(noise_1))^noise_power * exp(s)
+5. Size of the tensor's update and share of the direction itself, two numbers
+   from linear functions of its features:
+     size = step_mult * schedule * min(1, exp(noise_1))^noise_power
+            * exp(log(4) tanh(5 features . size))
+     share = tanh(5 features . share)
 6. Update, with U the polar factor of X, by Newton-Schulz iterations:
-     matrix: -size * sqrt(fan-in fan-out) U(direction)
+     matrix: -size * (sqrt(fan-in fan-out) U(direction) + share * direction)
      vector: -size * vector_mult * direction
      table:  -size * table_mult * direction * rms(m_1 / sqrt(v)) * rms(p)
 
@@ -27,8 +33,12 @@ Reasons:
   update: a sum of odd features has no direction of its own. Without gradients
   there is no step.
 * Nothing depends on the size of gradients, as in `mulo`.
-* At initialization the MLP and the size head are 0, and the mixture is the
+* At initialization the MLP, size and share are 0, and the mixture is the
   direction of Adam.
+* Agreement tells gradients that change their sign at each step, as steps that
+  are too large make them, from noise: it is negative.
+* Five in front of small numbers: a perturbation of meta-training then matters
+  about as much as one of the MLP.
 * Steps shrink under noise by a factor outside of the MLP, so that meta-training
   cannot lose it.
 * Singular values of sqrt(fan-in fan-out) are those of a matrix of ones: the
@@ -72,6 +82,8 @@ SECOND_DECAY = 0.99
 MAX_DECAY = 0.99999
 CLIP = 5.0  # of normalized features
 SIZE_BOUND = math.log(4)
+SENSITIVITY = 5.0  # of size and share to theta
+AGREEMENT_DECAY = 0.9
 ROLES = ("", "vector", "input", "hidden", "output", "fixed", "embedding",
          "tied")
 TABLES = ("embedding", "tied")
@@ -86,6 +98,7 @@ class Statistics(NamedTuple):
   unit: jax.Array  # []
   momentum: tuple[jax.Array, ...]  # K arrays [*S]
   second: jax.Array  # [*S]
+  agreement: jax.Array  # []
 
 
 class Decays(NamedTuple):
@@ -140,18 +153,20 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
       what, facts = _what(grad.shape, kind), _facts(grad.shape, kind)
       state, inverse = _accumulate(state, grad, decays, step)
       features, tensor, adam = _features(
-          grad, inverse, param, state, decays, step, facts)
+          grad, inverse, param, state, decays, step, facts, kind)
       direction = mlp.apply(
           theta, features, grad.shape, lambda total: total, lowering)
+      head = lambda name: jnp.tanh(SENSITIVITY * (tensor @ theta[name]))
       if what == "matrix" and newton_schulz:
         # Kept in memory: on a CPU, XLA would compute the MLP again for each of
         # the uses of the direction.
-        direction = _as_matrix(
-            equalize, blocks.materialize(direction, step), kind)
+        direction = blocks.materialize(direction, step)
+        direction = head("share") * direction + _as_matrix(
+            equalize, direction, kind)
       size = step_mult * mults[what] * schedules.multiplier(
           schedule, warmup, step, num_steps) * jnp.exp(
               noise_power * jnp.minimum(tensor[0], 0) +
-              SIZE_BOUND * jnp.tanh(tensor @ theta["size"]))
+              SIZE_BOUND * head("size"))
       if what == "table":
         size *= _rms(adam, TINY) * _rms(param, MIN_TABLE)
       return -size * direction, state
@@ -181,6 +196,7 @@ def _init(key, hidden, momenta):
       "w2": jnp.zeros_like(theta["w2"]),
       "b2": jnp.zeros_like(theta["b2"]).at[ADAM_FEATURE].set(1),
       "size": jnp.zeros(tensor, jnp.float32),
+      "share": jnp.zeros(tensor, jnp.float32),
       "momentum_decays": jnp.zeros(momenta, jnp.float32),
       "second_decay": jnp.zeros([], jnp.float32)}
 
@@ -192,14 +208,14 @@ def _rms(x, least):
 
 def _counts(momenta):
   """Return the numbers of odd features, even features, tensor features."""
-  return 2 * momenta + 2, momenta + 1, momenta + 2 + len(ROLES)
+  return 2 * momenta + 2, momenta + 1, momenta + 5 + len(ROLES)
 
 
 def _init_one(dtype, momenta, shape):
   """Return the first statistics of a parameter."""
   zeros = lambda: jnp.zeros(shape, dtype)
   return Statistics(jnp.float32(0), tuple(zeros() for _ in range(momenta)),
-                    zeros())
+                    zeros(), jnp.float32(0))
 
 
 def _decays(theta, momenta) -> Decays:
@@ -238,15 +254,36 @@ def _facts(shape, kind) -> np.ndarray:
                    *[kind.role == role for role in ROLES]], np.float32)
 
 
+def _matrix(x, kind):
+  """Return x as a matrix [fan-in, fan-out]."""
+  inputs, outputs = _axes(x.ndim, kind)
+  size = lambda axes: math.prod(x.shape[i] for i in axes)
+  return jnp.transpose(x, inputs + outputs).reshape(
+      size(inputs), size(outputs))
+
+
 def _as_matrix(fn, x, kind):
   """Return sqrt(fan-in fan-out) fn(x), with x as a matrix."""
-  inputs, outputs = _axes(x.ndim, kind)
-  moved = jnp.transpose(x, inputs + outputs)
-  size = lambda axes: math.prod(x.shape[i] for i in axes)
-  matrix = moved.reshape(size(inputs), size(outputs))
-  result = fn(matrix) * math.sqrt(max(matrix.size, 1))
-  return jnp.transpose(
-      result.reshape(moved.shape), tuple(np.argsort(inputs + outputs)))
+  order = sum(_axes(x.ndim, kind), ())
+  result = fn(_matrix(x, kind)) * math.sqrt(max(x.size, 1))
+  return jnp.transpose(result.reshape([x.shape[i] for i in order]),
+                       tuple(np.argsort(order)))
+
+
+def _natural_size(param, kind):
+  """Return log(rms(param) sqrt(fan-in)) / 3, 0 where it depends on width."""
+  if kind.role not in ("input", "hidden", "fixed"):
+    return jnp.float32(0)
+  inputs, _ = _axes(param.ndim, kind)
+  fan_in = math.prod(param.shape[i] for i in inputs)
+  return jnp.log(_rms(param, MIN_TABLE / math.sqrt(max(fan_in, 1))) *
+                 math.sqrt(max(fan_in, 1))) / 3
+
+
+def _cosine(x, y):
+  """Return the cosine of the angle between two arrays, 0 if one is 0."""
+  squares = jnp.sum(x * x) * jnp.sum(y * y)
+  return jnp.sum(x * y) * units.inverse_rms(squares)
 
 
 def _accumulate(state, grad, decays, step):
@@ -257,16 +294,19 @@ def _accumulate(state, grad, decays, step):
   unit, inverse = units.next_unit(state.unit, grad, slowest)
   rescale, grad = state.unit * inverse, grad * inverse
   wide = lambda x: x.astype(jnp.float32)
+  agreement = AGREEMENT_DECAY * state.agreement + (
+      1 - AGREEMENT_DECAY) * _cosine(grad, wide(state.momentum[0]) * rescale)
   momentum = accumulators.averages(
       [wide(x) for x in state.momentum], grad, decays.momentum, rescale)
   second = (decays.second * rescale**2 * wide(state.second) +
             (1 - decays.second) * grad * grad)
   return Statistics(unit, *jax.tree.map(
       lambda new, old: accumulators.rounded(new, old.dtype, step),
-      (tuple(momentum), second), (state.momentum, state.second))), inverse
+      (tuple(momentum), second), (state.momentum, state.second)),
+                    agreement), inverse
 
 
-def _features(grad, inverse, param, state, decays, step, facts):
+def _features(grad, inverse, param, state, decays, step, facts, kind):
   """Return (inputs of the MLP, tensor features, momentum_1 / sqrt(second)).
 
   Args:
@@ -277,13 +317,21 @@ def _features(grad, inverse, param, state, decays, step, facts):
     decays: of the statistics.
     step: number of steps taken before this step.
     facts: see `_facts`.
+    kind: of the parameter.
   """
   single = lambda x: [x.reshape((1,) * grad.ndim)]
   wide = lambda x: x.astype(jnp.float32)
   second_mean = jnp.mean(wide(state.second))
   squares = jnp.stack([jnp.mean(jnp.square(wide(x))) for x in state.momentum])
-  tensor = jnp.concatenate([units.noise(
-      squares, second_mean, decays.momentum, decays.second, step), facts])
+  steps = step.astype(jnp.float32) + 1
+  rank = jnp.float32(0)
+  if _what(grad.shape, kind) == "matrix":
+    rank = jnp.log(orthogonal.effective_rank(
+        _matrix(wide(state.momentum[0]), kind))) / 3
+  tensor = jnp.concatenate([
+      units.noise(squares, second_mean, decays.momentum, decays.second, step),
+      jnp.stack([state.agreement / (1 - AGREEMENT_DECAY**steps),
+                 _natural_size(param, kind), rank]), facts])
 
   def element(x):
     grad, momentum = x["grad"] * x["inverse"], wide(x["momentum"])
@@ -292,7 +340,6 @@ def _features(grad, inverse, param, state, decays, step, facts):
             grad * root * momentum * root, root_feature)
 
   # Corrected for bias, as in Adam.
-  steps = step.astype(jnp.float32) + 1
   bias = jnp.sqrt(1 - decays.second**steps) / (1 - decays.momentum[0]**steps)
   root, _ = units.inverse_root(wide(state.second), second_mean)
   features = features_lib.Features(

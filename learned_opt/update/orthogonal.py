@@ -122,6 +122,24 @@ def equalize(x: jax.Array, iterations: int) -> jax.Array:
   return restore(y * (sizes * SIDE**-0.5))
 
 
+def effective_rank(x: jax.Array) -> jax.Array:
+  """Return (sum s^2)^2 / sum s^4 over the singular values s of a matrix.
+
+  It is the number of singular values if they are equal, and 1 for a matrix of
+  rank one or zero. If both sides are longer than BLOCK, it is the mean over the
+  blocks that `polar` treats one by one.
+
+  Args:
+    x: [m, n], float.
+  """
+  y, _, _ = _unit_blocks(x)
+  gram = y @ y.mT
+  total = jnp.trace(gram, axis1=-2, axis2=-1)
+  squares = jnp.sum(jnp.square(gram), (-2, -1))
+  return jnp.mean(jnp.where(
+      squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 1))
+
+
 def polar(x: jax.Array, iterations: int, schedule: str) -> jax.Array:
   """Bring the singular values of a matrix to about 1; zero stays zero.
 

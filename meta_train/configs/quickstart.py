@@ -31,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
       # "package.module:make" for another meta-optimizer: `make(num_steps)`
       # returns an optax transformation. The other settings then do nothing.
       "make": ""}
+  # The result is the mean of theta over this last part of the outer steps; 0:
+  # theta of the last step.
+  config.average = 0.0
   # Networks are trained with theta on these tasks, before the first outer step
   # and every `every` outer steps (0: never), for num_steps, with `seeds` seeds.
   config.evaluation = {

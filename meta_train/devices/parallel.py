@@ -174,8 +174,7 @@ def spread(tree: Any, devices: jax.sharding.Mesh) -> Any:
 def place(state: base.MetaState, devices: jax.sharding.Mesh) -> base.MetaState:
   """Put a state of host arrays on the devices, for `step` of `step.make`."""
   return base.MetaState(
-      replicate(state.step, devices), replicate(state.theta, devices),
-      replicate(state.opt_state, devices),
+      *[replicate(x, devices) for x in state[:-1]],
       spread(state.estimator_states, devices))
 
 

@@ -7,6 +7,8 @@ Reference:
   reinforcement learning, 2017, https://arxiv.org/abs/1703.03864.
 """
 
+from typing import Mapping, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -17,25 +19,50 @@ from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
 
 
+SIZE_DECAY = 0.9  # per outer step
+
+
+class State(NamedTuple):
+  """State of one copy; leading axis [copies] outside the vmap.
+
+  Attributes:
+    outer_step: estimates made so far, int32 scalar.
+    squares: running mean of squared differences of meta-losses, float32
+      [splits].
+  """
+
+  outer_step: jax.Array
+  squares: jax.Array
+
+
 def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
-         truncation: int = 25, shortest: int = 100, longest: int = 1000,
-         curriculum: int = 0, loss: str = "mean", loss_split: str = "train",
-         clip: float = 0.0, sign: float = 0.0, drop_nonfinite: bool = False
+         std_mults: Mapping[str, float] | None = None, truncation: int = 25,
+         shortest: int = 100, longest: int = 1000, curriculum: int = 0,
+         same_length: bool = False, loss: str = "mean",
+         loss_split: str = "train", relative: bool = False, clip: float = 0.0,
+         sign: float = 0.0, drop_nonfinite: bool = False
          ) -> base.GradientEstimator:
   """Return ES on whole episodes of one task.
 
-  On each device, all copies take the time of the longest episode among them.
+  On each device, all copies take the time of the longest episode among them,
+  unless their lengths are the same.
 
   Args:
     task: task of the inner loop.
     opt_fn: `opt_fn(theta, num_steps=length)` returns the inner optimizer.
     std: standard deviation of eps.
+    std_mults: multipliers of std, see `perturb.relative_std`.
     truncation: lengths of episodes are multiples of truncation.
     shortest: minimum length of an episode, in inner steps.
     longest: maximum length of an episode, in inner steps.
     curriculum: see `truncation.lengths`.
+    same_length: draw one length for all copies in each outer step.
     loss: meta-loss of the whole episode, see `unroll.meta_loss`.
-    loss_split: see `unroll.unroll`.
+    loss_split: see `unroll.unroll`. With "each", the meta-loss is the mean over
+      the splits.
+    relative: divide each difference of meta-losses by the root of its running
+      mean square in this copy, for each split. Tasks and splits then count
+      equally, whatever the size and noise of their losses.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
     drop_nonfinite: leave out copies whose meta-loss is not finite, and count
@@ -45,23 +72,32 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
     ValueError: a name is unknown or a number makes no sense.
   """
   perturb.check("full_es", std, clip, sign)
-  unroll.check_loss(loss, loss_split)
+  unroll.check_loss(loss, loss_split, each=True)
   lengths = truncation_lib.lengths(truncation, shortest, longest, curriculum)
+  splits = (2,) if loss_split == unroll.EACH else ()
 
   def init(keys, theta):
-    del theta
-    return jnp.zeros(len(keys), jnp.int32)  # outer steps
+    mults(theta)
+    return State(jnp.zeros(len(keys), jnp.int32),
+                 jnp.zeros((len(keys), *splits), jnp.float32))
+
+  def mults(theta):
+    return perturb.relative_std(theta, std_mults or {})
 
   def start(key, theta, outer_step):
     """Begin an episode of one copy: (eps, networks [2], key of batches)."""
     params_key, length_key, eps_key, unroll_key = jax.random.split(key, 4)
+    if same_length:
+      length_key = jax.random.fold_in(jax.random.key(0), outer_step)
     inner = unroll.start(task, opt_fn, theta, params_key,
                          lengths.sample(length_key, outer_step))
-    return (perturb.sample(eps_key, theta, std),
-            jax.tree.map(lambda x: jnp.stack([x, x]), inner), unroll_key)
+    eps = jax.tree.map(lambda x, m: x * m, perturb.sample(eps_key, theta, std),
+                       mults(theta))
+    return eps, jax.tree.map(lambda x: jnp.stack([x, x]), inner), unroll_key
 
   def estimate(keys, theta, state, data):
-    eps, inner, keys = jax.vmap(start, (0, None, 0))(keys, theta, state)
+    eps, inner, keys = jax.vmap(start, (0, None, 0))(
+        keys, theta, state.outer_step)
     thetas = jax.vmap(perturb.antithetic, (None, 0))(theta, eps)
     length = inner.length[:, 0]  # [copies], the same for both networks
 
@@ -76,23 +112,43 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
       inner, total, diverged = carry
       active = inner.step[:, 0] < length  # [copies]
       # Copies whose episode is over keep their results.
-      pick = lambda new, old: jnp.where(
-          active.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+      expand = lambda x, like: x.reshape((-1,) + (1,) * (like.ndim - 1))
+      pick = lambda new, old: jnp.where(expand(active, new), new, old)
       new, losses = jax.vmap(truncate)(keys, thetas, inner)
-      value = unroll.meta_loss(task, losses, loss, new)  # [copies, 2]
+      value = unroll.meta_loss(task, losses, loss, new)  # [copies, 2, *splits]
       if loss != "last":  # the mean over the episode, a truncation at a time
-        value = total + value * (truncation / length)[:, None]
-      bad = jnp.sum(~jnp.isfinite(losses), 2, dtype=jnp.float32)
+        value = total + value * expand(truncation / length, value)
+      bad = ~jnp.isfinite(losses)
+      bad = jnp.sum(bad.any(-1) if splits else bad, 2, dtype=jnp.float32)
       return (jax.tree.map(pick, new, inner), pick(value, total),
               pick(diverged + bad, diverged))
 
-    zeros = jnp.zeros((len(keys), 2))
     _, total, diverged = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0].step[:, 0] < length), body,
-        (inner, zeros, zeros))
+        (inner, jnp.zeros((len(keys), 2, *splits)), jnp.zeros((len(keys), 2))))
     info = {"inner_steps": 2 * jnp.sum(length, dtype=jnp.float32),
             "diverged": jnp.sum(diverged)}
+    state = State(state.outer_step + 1, _squares(state, total))
+    # eps has m times the standard deviation; the estimate divides by std^2.
+    directions = jax.tree.map(
+        lambda x, m: x / m**2 if m else x, eps, mults(theta))
     return perturb.estimate(
-        eps, total, std, clip, sign, drop_nonfinite, info), state + 1
+        directions, total, std, clip, sign, drop_nonfinite, info,
+        _sizes(state) if relative else None), state
 
   return base.GradientEstimator(init, estimate)
+
+
+def _squares(state, meta_losses):
+  """Return the running mean squares, with the latest differences."""
+  difference = meta_losses[:, 0] - meta_losses[:, 1]
+  new = SIZE_DECAY * state.squares + (1 - SIZE_DECAY) * difference**2
+  return jnp.where(jnp.isfinite(new), new, state.squares)
+
+
+def _sizes(state):
+  """Return the sizes of differences, 1 where there was none."""
+  bias = 1 - SIZE_DECAY**state.outer_step.astype(jnp.float32)  # [copies]
+  squares = state.squares / bias.reshape(
+      (-1,) + (1,) * (state.squares.ndim - 1))
+  return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 1)

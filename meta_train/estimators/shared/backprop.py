@@ -15,7 +15,8 @@ def estimate(grads: base.Theta, losses: jax.Array, drop: bool,
     losses: meta-losses [copies].
     drop: leave out copies whose loss or gradient is not finite. Otherwise such
       a copy makes the means non-finite.
-    info: entries of `EstimatorOut.info` besides "dropped".
+    info: entries of `EstimatorOut.info` besides "dropped" and
+      "gradient_squares".
   """
   finite = lambda x: jnp.all(
       jnp.isfinite(x.reshape(len(losses), -1)), 1)  # [copies]
@@ -31,6 +32,9 @@ def estimate(grads: base.Theta, losses: jax.Array, drop: bool,
 
   # If all copies are left out, the mean loss is NaN and the mean gradient 0.
   # In means over devices, `copies` gives them the weight 0.
+  squares = sum(jnp.sum(jnp.square(x.reshape(len(losses), -1)), 1)
+                for x in jax.tree.leaves(grads))
   return base.EstimatorOut(
       jnp.mean(losses, where=keep), jax.tree.map(mean, grads), count,
-      {**info, "dropped": jnp.sum(~keep, dtype=jnp.float32)})
+      {**info, "dropped": jnp.sum(~keep, dtype=jnp.float32),
+       "gradient_squares": jnp.sum(jnp.where(keep, squares, 0))})

@@ -1,0 +1,72 @@
+"""mulo-s2: mulo2 on many small families of tasks, for one CPU core.
+
+python -m meta_train.train --config=meta_train/configs/mulo_s2.py \
+    --workdir=runs/mulo_s2 [--config.seed=1]
+
+Tasks are those of the suite prior_train, most of them narrower and with smaller
+batches, and a classifier of noisy images. Episodes are whole. The meta-loss
+counts the last fifth of an episode, on train batches and on inner_valid;
+differences of each task and split count relative to their size.
+
+With ":heads" after the file, the MLP stays at its start, where nothing of it
+arrives: 44 numbers remain, of the mixture, of sizes, of shares and of decays.
+"""
+
+import ml_collections
+
+from meta_train.configs import quickstart
+from tasks import suites
+
+# {task of prior_train: changed settings}.
+SMALLER = {
+    "diabetes": {},
+    "wine": {},
+    "heavy_tails": {"batch_size": 32},
+    "low_rank": {"width": 16, "batch_size": 64},
+    "waves": {"batch_size": 64},
+    "mlp": {"width": 32, "batch_size": 32},
+    "autoencoder": {"width": 32, "batch_size": 32},
+    "vae": {"width": 32, "batch_size": 32},
+    "conv": {"width": 8, "batch_size": 16},
+    "pairs": {"batch_size": 16},
+    "mixer": {"width": 8, "batch_size": 16},
+    "rows": {"batch_size": 16},
+    "sums": {"width": 16, "length": 8, "batch_size": 8},
+    "brackets": {"width": 16, "batch_size": 8}}
+NOISY = {"name": "mlp", "dataset": "digits", "standardize": True, "width": 32,
+         "depth": 2, "pixel_noise": 0.7, "batch_size": 16}
+
+
+def get_config(what: str = "all") -> ml_collections.ConfigDict:
+  """Return a config of 15 small tasks that need no files.
+
+  Args:
+    what: "all" or "heads", see above.
+  """
+  config = quickstart.get_config().unlock()
+  suite = suites.get("prior_train")
+  config.tasks = {name: {**suite[name], **changed}
+                  for name, changed in SMALLER.items()} | {"noisy": NOISY}
+  for section in config.tasks.values():
+    section["normalizer"] = "log"
+    section.pop("num_steps", None)  # episodes have lengths of their own
+  config.optimizer = {"name": "mulo2", "hidden": 8}
+  config.parametrization = "natural"
+  config.num_steps = 300
+  config.copies = 4
+  config.average = 0.3
+  config.estimator = {
+      "name": "full_es", "std": 0.01, "std_mults": {"b2": 5.0},
+      "truncation": 25, "shortest": 100, "longest": 1000, "same_length": True,
+      "loss": "end", "loss_split": "each", "relative": True,
+      "drop_nonfinite": True}
+  if what == "heads":
+    config.estimator.std_mults = {"w[012]|b[01]": 0.0, "b2": 5.0}
+  elif what != "all":
+    raise ValueError(f"Unknown choice {what!r}; available: all, heads.")
+  config.theta_opt.update(
+      learning_rate=1e-2, final_learning_rate=1e-3, warmup=10)
+  config.devices = 1
+  config.log_every = 2
+  config.checkpoint_every = 2
+  return config.lock()
