@@ -45,11 +45,12 @@ def get_config(what: str = "all") -> ml_collections.ConfigDict:
   """
   config = quickstart.get_config().unlock()
   suite = suites.get("prior_train")
-  config.tasks = {name: {**suite[name], **changed}
-                  for name, changed in SMALLER.items()} | {"noisy": NOISY}
-  for section in config.tasks.values():
-    section["normalizer"] = "log"
-    section.pop("num_steps", None)  # episodes have lengths of their own
+  sections = {name: {**suite[name], **changed}
+              for name, changed in SMALLER.items()} | {"noisy": NOISY}
+  # Episodes have lengths of their own.
+  config.tasks = {name: {**{k: v for k, v in section.items()
+                            if k != "num_steps"}, "normalizer": "log"}
+                  for name, section in sections.items()}
   config.optimizer = {"name": "mulo2", "hidden": 8}
   config.parametrization = "natural"
   config.num_steps = 300
