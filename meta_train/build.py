@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import optax
 
+from learned_opt import artifact as artifact_lib
 from learned_opt import base as learned_opt_base
 from learned_opt import optimizers
 from learned_opt import registry
@@ -64,6 +65,9 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
   """
   check(config)
   lopt = optimizer(config.optimizer, differentiated(config.estimator))
+  if config.start:
+    theta = start(config).theta
+    lopt = lopt._replace(init=lambda key: theta)
   built_tasks = tasks(
       config.tasks, parametrizations.get(config.parametrization), lopt.opt_fn,
       data_dir)
@@ -80,6 +84,37 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
   else:
     data = _resident_data(built_tasks, devices)
   return Program(init, step, data, devices)
+
+
+def start(config: ml_collections.ConfigDict) -> artifact_lib.Artifact:
+  """Return the artifact that meta-training starts from.
+
+  Args:
+    config: see meta_train/configs; `start` is the path of the file.
+
+  Raises:
+    ValueError: the file cannot be read, is not the one of `start_sha256`, or
+      belongs to another optimizer.
+  """
+  try:
+    artifact = artifact_lib.read(
+        config.start, trust=(config.optimizer.name, config.parametrization))
+  except OSError as e:
+    raise ValueError(f"config.start: {e}") from e
+  sha256 = artifact_lib.sha256(artifact.theta)
+  if config.start_sha256 not in ("", sha256):
+    raise ValueError(
+        f"config.start: the theta of {config.start} has the sha256 {sha256}, "
+        f"not {config.start_sha256}, with which this run began.")
+  section = config.optimizer
+  wanted = jax.eval_shape(optimizer(section).init, jax.random.key(0))
+  shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+  if artifact.optimizer != section.name or (
+      shapes(artifact.theta) != shapes(wanted)):
+    raise ValueError(
+        f"config.start: {config.start} belongs to {artifact.optimizer} with "
+        f"{artifact.settings}, not to config.optimizer {section.to_dict()}.")
+  return artifact
 
 
 def evaluator(config: ml_collections.ConfigDict, data_dir: str | None

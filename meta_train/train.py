@@ -136,6 +136,9 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   folder = pathlib.Path(workdir)
   result = folder / "theta.safetensors"
   build.check(config)
+  if config.start and not config.start_sha256:
+    config = config.copy_and_resolve_references()
+    config.start_sha256 = artifact_lib.sha256(build.start(config).theta)
   with _together():
     run_record.compare_config(config, folder / "config.json")
     _compare_evaluation(config, folder / "best.safetensors")

@@ -328,7 +328,7 @@ def test_every_estimator(name):
     ({"shortest": 24}, "longest 12"),
     ({"shortest": 4, "longest": 5}, "whole number"),
     ({"loss_split": "test"}, "available: train, inner_valid, outer_valid"),
-    ({"loss": "worst"}, "available: mean, late, last"),
+    ({"loss": "worst"}, "available: mean, late, end, last"),
     ({"clip": -1.0}, "clip must not be negative"),
     ({"sign": -1.0}, "sign must not be negative"),
     ({"curriculum": -1}, "curriculum must not be negative"),

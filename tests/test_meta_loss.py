@@ -18,8 +18,13 @@ def late_loss(losses):
   return lambda n: np.mean(losses[:n] * 2 * np.arange(1, n + 1) / n)
 
 
+def end_loss(losses):
+  """Return `n -> sum of the losses after 80 % of n steps / (0.2 n)`."""
+  return lambda n: np.sum(losses[:n][np.arange(1, n + 1) > 0.8 * n]) / (0.2 * n)
+
+
 @pytest.mark.parametrize("name", ["full_es", "full_backprop"])
-@pytest.mark.parametrize("loss", ["mean", "late", "last"])
+@pytest.mark.parametrize("loss", ["mean", "late", "end", "last"])
 def test_meta_loss_of_an_episode(name, loss):
   """Steps after the end of an episode do not count."""
   almost_no_noise = dict(std=1e-9) if name == "full_es" else {}
@@ -30,7 +35,7 @@ def test_meta_loss_of_an_episode(name, loss):
   _, losses = unroll.unroll(TASK, sgd, THETA, state, jax.random.key(0),
                             TASK.data, LENGTH)
   value = {"mean": lambda n: np.mean(losses[:n]), "late": late_loss(losses),
-           "last": lambda n: losses[n - 1]}[loss]
+           "end": end_loss(losses), "last": lambda n: losses[n - 1]}[loss]
   for seed in range(4):
     keys = jax.random.split(jax.random.key(seed), 1)
     out, _ = jax.jit(estimator.estimate)(

@@ -12,6 +12,10 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.num_steps = 750  # outer steps
+  # Path of the weights file to start from; "": the start of the optimizer. A
+  # run notes the sha256 of the theta there and goes on with no other.
+  config.start = ""
+  config.start_sha256 = ""
   config.optimizer = {"name": "mulo", "hidden": 8, "step_mult": 0.1}
   config.parametrization = "mup"
   # A theta of shallow networks alone takes steps that are too large for deeper
