@@ -50,7 +50,7 @@ def test_wrong_files_are_refused(tmp_path):
   for wrong, message in (
       (config_of(tmp_path / "missing"), "config.start: .*missing"),
       (config_of(path, start_sha256="0" * 64), "not 0000"),
-      (config_of(path, optimizer={"name": "nn_adam"}), "belongs to hyperparam")):
+      (config_of(path, optimizer={"name": "nn_adam"}), "belongs to hyper")):
     written(path, 0.01)
     with pytest.raises(ValueError, match=message):
       train.meta_train(wrong, str(tmp_path / "run"))

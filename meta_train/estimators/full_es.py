@@ -18,7 +18,6 @@ from meta_train.estimators.shared import perturb
 from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
 
-
 SIZE_DECAY = 0.9  # per outer step
 
 
