@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from learned_opt import artifact as artifact_lib
@@ -108,9 +109,9 @@ def start(config: ml_collections.ConfigDict) -> artifact_lib.Artifact:
         f"not {config.start_sha256}, with which this run began.")
   section = config.optimizer
   wanted = jax.eval_shape(optimizer(section).init, jax.random.key(0))
-  shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
   if artifact.optimizer != section.name or (
-      shapes(artifact.theta) != shapes(wanted)):
+      jax.tree.map(np.shape, artifact.theta) !=
+      jax.tree.map(np.shape, wanted)):
     raise ValueError(
         f"config.start: {config.start} belongs to {artifact.optimizer} with "
         f"{artifact.settings}, not to config.optimizer {section.to_dict()}.")
@@ -272,7 +273,7 @@ def average_after(config: ml_collections.ConfigDict) -> int | None:
   """Return the outer step after which theta is averaged, None for never."""
   if not config.average:
     return None
-  return round((1 - config.average) * config.num_steps)
+  return int(round((1 - config.average) * config.num_steps))
 
 
 def theta_optimizer(section: Mapping[str, Any], num_steps: int

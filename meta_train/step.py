@@ -109,8 +109,9 @@ def _metrics(outs: dict[str, base.EstimatorOut], mean: Callable[..., Any],
   """Return "<metric>" of all tasks and "<task>/<metric>" of each task."""
   total = jax.tree.map(lambda *x: sum(x), *[out.info for out in outs.values()])
   variances = {name: _variance(out) for name, out in outs.items()}
-  variance = sum((weights[name] / sum(weights.values()))**2 * x
-                 for name, x in variances.items())
+  variance = jnp.stack([
+      (weights[name] / sum(weights.values()))**2 * x
+      for name, x in variances.items()]).sum()
   metrics = {
       "meta_loss": mean({name: out.meta_loss for name, out in outs.items()}),
       **_fractions(total), "snr": _ratio(grad_norm**2, variance)}

@@ -26,7 +26,7 @@ def test_signal_noise_and_cosine_have_no_bias():
 
 
 def test_intervals_cover():
-  """The interval of the signal covers the truth in about 90 % of repetitions."""
+  """The interval of the signal covers the truth about 90 times in 100."""
   mean, hits = np.array([1.0, 0, 0]), 0
   for seed in range(60):
     low, high = meta_gradient.interval(

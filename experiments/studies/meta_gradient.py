@@ -174,7 +174,7 @@ def define_flags() -> None:
       "tasks", None, "Tasks of the recipe; default: all.")
   flags.DEFINE_integer(
       "steps", 32, "Outer steps per variant.", lower_bound=8)
-  flags.mark_flag_as_required("config")  # type: ignore[no-untyped-call]
+  flags.mark_flag_as_required("config")
 
 
 def main(args: flags.FlagValues) -> None:

@@ -300,10 +300,10 @@ def _accumulate(state, grad, decays, step):
       [wide(x) for x in state.momentum], grad, decays.momentum, rescale)
   second = (decays.second * rescale**2 * wide(state.second) +
             (1 - decays.second) * grad * grad)
-  return Statistics(unit, *jax.tree.map(
+  momentum, second = jax.tree.map(
       lambda new, old: accumulators.rounded(new, old.dtype, step),
-      (tuple(momentum), second), (state.momentum, state.second)),
-                    agreement), inverse
+      (tuple(momentum), second), (state.momentum, state.second))
+  return Statistics(unit, momentum, second, agreement), inverse
 
 
 def _features(grad, inverse, param, state, decays, step, facts, kind):

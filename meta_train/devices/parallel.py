@@ -173,9 +173,9 @@ def spread(tree: Any, devices: jax.sharding.Mesh) -> Any:
 
 def place(state: base.MetaState, devices: jax.sharding.Mesh) -> base.MetaState:
   """Put a state of host arrays on the devices, for `step` of `step.make`."""
-  return base.MetaState(
-      *[replicate(x, devices) for x in state[:-1]],
-      spread(state.estimator_states, devices))
+  return base.MetaState(**{
+      name: (spread if name == "estimator_states" else replicate)(x, devices)
+      for name, x in state._asdict().items()})
 
 
 def _put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
