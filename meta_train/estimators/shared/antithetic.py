@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from meta_train import base
 from meta_train import unroll
+from meta_train.estimators.shared import bank as bank_lib
 from meta_train.estimators.shared import perturb
 from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
@@ -27,11 +28,13 @@ class State(NamedTuple):
       theta - eps), or [1] if `Noise.merge` is set.
     noise: direction of the last truncation, tree like theta.
     outer_step: estimates made so far, int32 scalar.
+    bank: see `bank.Bank`; () if no episode resumes.
   """
 
   inner: unroll.InnerState
   noise: Any
   outer_step: jax.Array
+  bank: Any = ()
 
 
 class Noise(NamedTuple):
@@ -69,8 +72,8 @@ def eps_direction(eps: Any, kept: Any, begins: jax.Array) -> Any:
 def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
          *, std: float = 0.01, truncation: int = 25, shortest: int = 100,
          longest: int = 1000, curriculum: int = 0, stagger: bool = True,
-         loss: str = "mean", loss_split: str = "train", clip: float = 0.0,
-         sign: float = 0.0, drop_nonfinite: bool = False
+         resume: float = 0.0, loss: str = "mean", loss_split: str = "train",
+         clip: float = 0.0, sign: float = 0.0, drop_nonfinite: bool = False
          ) -> base.GradientEstimator:
   """Return an estimator for one task.
 
@@ -85,6 +88,8 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
     longest: maximum length of an episode, in inner steps.
     curriculum: see `truncation.lengths`.
     stagger: see `truncation.lengths`.
+    resume: probability to go on from a hard state at the end of an episode, see
+      `bank`.
     loss: meta-loss of a truncation, see `unroll.meta_loss`.
     loss_split: split of the losses, see `unroll.unroll`.
     clip: see `perturb.estimate`.
@@ -96,6 +101,8 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
     ValueError: a name is unknown or a number makes no sense.
   """
   perturb.check(name, std, clip, sign)
+  if not 0 <= resume <= 1:
+    raise ValueError(f"{name}: resume is a probability, got {resume}.")
   unroll.check_loss(loss, loss_split)
   lengths = truncation_lib.lengths(
       truncation, shortest, longest, curriculum, stagger)
@@ -108,8 +115,10 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
   def init(keys, theta):
     def init_copy(key):
       params_key, length_key = jax.random.split(key)
-      return State(start(params_key, theta, lengths.first(length_key)),
-                   jax.tree.map(jnp.zeros_like, theta), jnp.int32(0))
+      inner = start(params_key, theta, lengths.first(length_key))
+      noise = jax.tree.map(jnp.zeros_like, theta)
+      return State(inner, noise, jnp.int32(0),
+                   bank_lib.empty(inner, noise) if resume else ())
     return jax.vmap(init_copy)(keys)
 
   def truncate(key, theta, state, data):
@@ -122,9 +131,15 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
         lambda new, old: jnp.where(over, new, old),
         start(params_key, theta, lengths.sample(length_key, state.outer_step)),
         state.inner)
+    kept, bank = state.noise, state.bank
+    if resume:
+      # A key beyond that of `unroll.key_of_truncation`.
+      bank, inner, kept = bank_lib.begin(
+          bank, inner, kept, over, jax.random.fold_in(key, 2**31 + 1), resume)
+    before = inner, kept
     begins = inner.step[0] == 0
-    eps = noise.eps(perturb.sample(eps_key, theta, std), state.noise, begins)
-    direction = noise.direction(eps, state.noise, begins)
+    eps = noise.eps(perturb.sample(eps_key, theta, std), kept, begins)
+    direction = noise.direction(eps, kept, begins)
     if noise.merge:
       inner = jax.tree.map(lambda x: jnp.concatenate([x, x]), inner)
     # The same key for both networks, so the same batches.
@@ -133,7 +148,9 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
             task, opt_fn, theta, inner, unroll.key_of_truncation(key), data,
             truncation, loss_split))(perturb.antithetic(theta, eps), inner)
     inner = jax.tree.map(lambda x: x[:networks], inner)
-    return State(inner, direction, state.outer_step + 1), losses
+    if resume:
+      bank = bank_lib.end(bank, before, inner, losses)
+    return State(inner, direction, state.outer_step + 1, bank), losses
 
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
