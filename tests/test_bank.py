@@ -9,6 +9,7 @@ import test_estimators as lib
 from meta_train import estimators
 from meta_train import unroll
 from meta_train.estimators.shared import bank as bank_lib
+from meta_train.estimators.shared import perturb
 
 TASK, THETA, sgd = lib.TASK, lib.THETA, lib.sgd
 TRUNCATION, LENGTH, WINDOWS = lib.TRUNCATION, lib.LENGTH, lib.WINDOWS
@@ -42,6 +43,19 @@ def test_estimates_of_resumed_episodes_are_unbiased(name):
     for key, value in exact(step).items():
       # The variance per pair is at most that of the test of PES, see there.
       assert abs(out.grad[key] - value) < 0.25 * abs(value), (step, key)
+
+
+def test_the_noise_of_the_stored_state_comes_back():
+  """xi goes on from the stored one, which lacks the truncation repeated."""
+  _, states = lib.episode(lib.make(resume=1.0), 2, windows=WINDOWS + 1)
+  *_, before, last, resumed = states
+  for stored in (before.noise, last.bank.noise):
+    np.testing.assert_array_equal(stored["momentum"], before.noise["momentum"])
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(1), WINDOWS), 2)
+  eps = perturb.sample(jax.random.split(keys[0], 3)[2], THETA, 0.01)
+  np.testing.assert_allclose(
+      resumed.noise["momentum"][0],
+      before.noise["momentum"][0] + eps["momentum"], rtol=1e-6)
 
 
 def test_probability_of_resuming():
