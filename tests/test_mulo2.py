@@ -143,7 +143,8 @@ def naive(theta, grads, params, settings, num_steps):
           math.log(4) * np.tanh(5 * tensor @ theta["size"]))
       if name == "w":
         share = np.tanh(5 * tensor @ theta["share"])
-        direction = polar(direction) * np.sqrt(p.size) + share * direction
+        direction = (1 - max(share, 0)) * polar(direction) * np.sqrt(
+            p.size) + share * np.sqrt(p.shape[0]) * direction
       elif name == "b":
         size *= settings["vector_mult"]
       else:
@@ -165,6 +166,21 @@ def test_formulas():
     # Five iterations leave singular values between 0.86 and 1.14.
     error = np.linalg.norm(actual[t][name] - x) / np.linalg.norm(x)
     assert error < (0.15 if name == "w" else 2e-4), (name, t, error)
+
+
+@pytest.mark.parametrize("role, gain", [
+    ("input", 12), ("hidden", 1), ("output", 20), ("fixed", 12)])
+def test_a_share_of_one_is_an_update_entry_by_entry(role, gain):
+  lopt = optimizers.get("mulo2", hidden=4, step_mult=0.1, noise_power=0.0)
+  theta = lopt.init(jax.random.key(0))
+  theta["share"] = theta["share"].at[
+      -len(mulo2_lib.ROLES) + mulo2_lib.ROLES.index(role)].set(100.0)
+  grad = {"w": tree(0)["w"]}
+  tx = lopt.opt_fn(theta, kinds=lambda tree: {
+      "w": kinds_lib.Kind(role=role, outputs=(1,))})
+  update, _ = jax.jit(tx.update)(grad, tx.init(grad), grad)
+  np.testing.assert_allclose(
+      update["w"], -0.1 * math.sqrt(gain) * np.sign(grad["w"]), rtol=1e-3)
 
 
 def test_zero_gradients_do_not_move():

@@ -23,7 +23,8 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
             * exp(log(4) tanh(5 features . size))
      share = tanh(5 features . share)
 6. Update, with U the polar factor of X, by Newton-Schulz iterations:
-     matrix: -size * (sqrt(fan-in fan-out) U(direction) + share * direction)
+     matrix: -size * ((1 - max(share, 0)) sqrt(fan-in fan-out) U(direction)
+                      + share * gain * direction)
      vector: -size * vector_mult * direction
      table:  -size * table_mult * direction * rms(m_1 / sqrt(v)) * rms(p)
 
@@ -35,6 +36,9 @@ Reasons:
 * Nothing depends on the size of gradients, as in `mulo`.
 * At initialization the MLP, size and share are 0, and the mixture is the
   direction of Adam.
+* With a share of 1 a matrix is updated entry by entry. The gain makes entries
+  then as large as those of U, as far as width allows: it is the root of a
+  fan-in or fan-out that does not grow, and 1 if both grow.
 * Agreement tells gradients that change their sign at each step, as steps that
   are too large make them, from noise: it is negative.
 * Five in front of small numbers: a perturbation of meta-training then matters
@@ -161,8 +165,9 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
         # Kept in memory: on a CPU, XLA would compute the MLP again for each of
         # the uses of the direction.
         direction = blocks.materialize(direction, step)
-        direction = head("share") * direction + _as_matrix(
-            equalize, direction, kind)
+        share = head("share")
+        direction = share * _gain(grad.shape, kind) * direction + (
+            1 - jnp.maximum(share, 0)) * _as_matrix(equalize, direction, kind)
       size = step_mult * mults[what] * schedules.multiplier(
           schedule, warmup, step, num_steps) * jnp.exp(
               noise_power * jnp.minimum(tensor[0], 0) +
@@ -246,12 +251,22 @@ def _facts(shape, kind) -> np.ndarray:
   A fan-in or fan-out that grows with width counts as 1: the features of a
   parameter must not depend on width.
   """
-  inputs, outputs = _axes(len(shape), kind)
-  log = lambda axes, roles: kind.role in roles and math.log(
-      max(1, math.prod(shape[i] for i in axes))) / 10
-  return np.array([log(inputs, ("input", "fixed")),
-                   log(outputs, ("output", "fixed")),
+  return np.array([*[math.log(x) / 10 for x in _fixed(shape, kind)],
                    *[kind.role == role for role in ROLES]], np.float32)
+
+
+def _fixed(shape, kind) -> tuple[int, int]:
+  """Return (fan-in, fan-out), 1 for one that grows with width."""
+  inputs, outputs = _axes(len(shape), kind)
+  size = lambda axes, *roles: max(
+      1, math.prod(shape[i] for i in axes)) if kind.role in roles else 1
+  return size(inputs, "input", "fixed"), size(outputs, "output", "fixed")
+
+
+def _gain(shape, kind) -> float:
+  """Return the RMS that entries of sqrt(fan-in fan-out) U have at any width."""
+  sides = [x for x in _fixed(shape, kind) if x > 1]
+  return math.sqrt(min(sides, default=1))
 
 
 def _matrix(x, kind):

@@ -54,7 +54,7 @@ def get_config(what: str = "all") -> ml_collections.ConfigDict:
   config.copies = 5
   config.average = 0.3
   config.estimator = {
-      "name": "full_es", "std": 0.04, "std_mults": {"b2": 5.0},
+      "name": "full_es", "std": 0.03, "std_mults": {"b2": 5.0},
       "truncation": 25, "shortest": 100, "longest": 1000, "same_length": True,
       "loss": "end", "loss_split": "each", "relative": True,
       "drop_nonfinite": True}
