@@ -19,11 +19,12 @@ TASK, THETA, sgd = lib.TASK, lib.THETA, lib.sgd
 RANDOM = families.get("quadratic", None, dim=3)
 
 
-def estimate(task=TASK, copies=4, steps=2, first=None, **settings):
+def estimate(task=TASK, copies=4, steps=2, first=None, name="full_es",
+             **settings):
   """Return the estimates of several outer steps."""
   settings = {"std": 0.01, "truncation": 2, "shortest": 4, "longest": 8,
               **settings}
-  estimator = estimators.get("full_es", task=task, opt_fn=sgd, **settings)
+  estimator = estimators.get(name, task=task, opt_fn=sgd, **settings)
   keys = jax.random.split(jax.random.key(3), copies)[:first]
   state, outs = estimator.init(keys, THETA), []
   run = jax.jit(estimator.estimate)
@@ -33,10 +34,11 @@ def estimate(task=TASK, copies=4, steps=2, first=None, **settings):
   return outs
 
 
-def test_relative_differences_do_not_depend_on_the_size_of_losses():
+@pytest.mark.parametrize("name", ["full_es", "pes"])
+def test_relative_differences_do_not_depend_on_the_size_of_losses(name):
   larger = TASK._replace(normalize=lambda x: 1024 * TASK.normalize(x))
   for relative in (True, False):
-    small, large = (estimate(task, relative=relative)[-1].grad
+    small, large = (estimate(task, name=name, relative=relative)[-1].grad
                     for task in (TASK, larger))
     ratio = float(large["momentum"] / small["momentum"])
     np.testing.assert_allclose(ratio, 1 if relative else 1024, rtol=1e-4)

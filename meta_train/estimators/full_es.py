@@ -15,19 +15,16 @@ import jax.numpy as jnp
 from meta_train import base
 from meta_train import unroll
 from meta_train.estimators.shared import perturb
+from meta_train.estimators.shared import relative as relative_lib
 from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
-
-SIZE_DECAY = 0.9  # per outer step
-
 
 class State(NamedTuple):
   """State of one copy; leading axis [copies] outside the vmap.
 
   Attributes:
     outer_step: estimates made so far, int32 scalar.
-    squares: running mean of squared differences of meta-losses, float32
-      [splits].
+    squares: see `relative.squares`, float32 scalar or [splits].
   """
 
   outer_step: jax.Array
@@ -59,9 +56,8 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
     loss: meta-loss of the whole episode, see `unroll.meta_loss`.
     loss_split: see `unroll.unroll`. With "each", the meta-loss is the mean over
       the splits.
-    relative: divide each difference of meta-losses by the root of its running
-      mean square in this copy, for each split. Tasks and splits then count
-      equally, whatever the size and noise of their losses.
+    relative: divide differences of meta-losses by their size, see
+      `relative_lib`; those of each split by their own.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
     drop_nonfinite: leave out copies whose meta-loss is not finite, and count
@@ -127,27 +123,13 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
         (inner, jnp.zeros((len(keys), 2, *splits)), jnp.zeros((len(keys), 2))))
     info = {"inner_steps": 2 * jnp.sum(length, dtype=jnp.float32),
             "diverged": jnp.sum(diverged)}
-    state = State(state.outer_step + 1, _squares(state, total))
+    state = State(state.outer_step + 1,
+                  relative_lib.squares(state.squares, total))
     # eps has m times the standard deviation; the estimate divides by std^2.
     directions = jax.tree.map(
         lambda x, m: x / m**2 if m else x, eps, mults(theta))
     return perturb.estimate(
         directions, total, std, clip, sign, drop_nonfinite, info,
-        _sizes(state) if relative else None), state
+        relative_lib.sizes(*state[::-1]) if relative else None), state
 
   return base.GradientEstimator(init, estimate)
-
-
-def _squares(state, meta_losses):
-  """Return the running mean squares, with the latest differences."""
-  difference = meta_losses[:, 0] - meta_losses[:, 1]
-  new = SIZE_DECAY * state.squares + (1 - SIZE_DECAY) * difference**2
-  return jnp.where(jnp.isfinite(new), new, state.squares)
-
-
-def _sizes(state):
-  """Return the sizes of differences, 1 where there was none."""
-  bias = 1 - SIZE_DECAY**state.outer_step.astype(jnp.float32)  # [copies]
-  squares = state.squares / bias.reshape(
-      (-1,) + (1,) * (state.squares.ndim - 1))
-  return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 1)

@@ -16,6 +16,7 @@ from meta_train import base
 from meta_train import unroll
 from meta_train.estimators.shared import bank as bank_lib
 from meta_train.estimators.shared import perturb
+from meta_train.estimators.shared import relative as relative_lib
 from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
 
@@ -28,12 +29,14 @@ class State(NamedTuple):
       theta - eps), or [1] if `Noise.merge` is set.
     noise: direction of the last truncation, tree like theta.
     outer_step: estimates made so far, int32 scalar.
+    squares: see `relative.squares`, float32 scalar.
     bank: see `bank.Bank`; () if no episode resumes.
   """
 
   inner: unroll.InnerState
   noise: Any
   outer_step: jax.Array
+  squares: jax.Array
   bank: Any = ()
 
 
@@ -73,8 +76,8 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
          *, std: float = 0.01, truncation: int = 25, shortest: int = 100,
          longest: int = 1000, curriculum: int = 0, stagger: bool = True,
          resume: float = 0.0, loss: str = "mean", loss_split: str = "train",
-         clip: float = 0.0, sign: float = 0.0, drop_nonfinite: bool = False
-         ) -> base.GradientEstimator:
+         relative: bool = False, clip: float = 0.0, sign: float = 0.0,
+         drop_nonfinite: bool = False) -> base.GradientEstimator:
   """Return an estimator for one task.
 
   Args:
@@ -92,6 +95,8 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
       `bank`.
     loss: meta-loss of a truncation, see `unroll.meta_loss`.
     loss_split: split of the losses, see `unroll.unroll`.
+    relative: divide differences of meta-losses by their size, see
+      `relative_lib`.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
     drop_nonfinite: leave out copies whose meta-loss is not finite, and count
@@ -117,7 +122,7 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
       params_key, length_key = jax.random.split(key)
       inner = start(params_key, theta, lengths.first(length_key))
       noise = jax.tree.map(jnp.zeros_like, theta)
-      return State(inner, noise, jnp.int32(0),
+      return State(inner, noise, jnp.int32(0), jnp.float32(0),
                    bank_lib.empty(inner, noise) if resume else ())
     return jax.vmap(init_copy)(keys)
 
@@ -150,16 +155,21 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
     inner = jax.tree.map(lambda x: x[:networks], inner)
     if resume:
       bank = bank_lib.end(bank, before, inner, losses)
-    return State(inner, direction, state.outer_step + 1, bank), losses
+    return State(inner, direction, state.outer_step + 1, state.squares,
+                 bank), losses
 
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
         keys, theta, state, data)  # losses [copies, 2, truncation]
     # Both networks of a pair have the same step and length. [copies, 1].
     first = jax.tree.map(lambda x: x[:, :1], state.inner)
+    meta_losses = unroll.meta_loss(task, losses, loss, first)
+    state = state._replace(
+        squares=relative_lib.squares(state.squares, meta_losses))
+    sizes = relative_lib.sizes(state.squares, state.outer_step)
     out = perturb.estimate(
-        state.noise, unroll.meta_loss(task, losses, loss, first), std, clip,
-        sign, drop_nonfinite, unroll.counts(losses))
+        state.noise, meta_losses, std, clip, sign, drop_nonfinite,
+        unroll.counts(losses), sizes if relative else None)
     return out, state
 
   return base.GradientEstimator(init, estimate)
