@@ -19,6 +19,7 @@ from meta_train.estimators.shared import relative as relative_lib
 from meta_train.estimators.shared import truncation as truncation_lib
 from tasks import base as tasks_base
 
+
 class State(NamedTuple):
   """State of one copy; leading axis [copies] outside the vmap.
 
