@@ -38,7 +38,8 @@ def make(**settings):
       lambda x: x + np.float32(0.2 * noise.normal(size=x.shape)), theta)
   theta |= {"momentum_decays": 0.1 * theta["momentum_decays"],
             "second_decay": 0.1 * theta["second_decay"],
-            "size": 0.3 * theta["size"], "share": 0.3 * theta["share"]}
+            "size": 0.3 * theta["size"], "share": 0.3 * theta["share"],
+            "exponent": 0.5 * theta["exponent"]}
   return lopt, theta
 
 
@@ -105,11 +106,13 @@ def naive(theta, grads, params, settings, num_steps):
     if name == "heads":
       continue
     p = np.float64(params[name])
-    m, v, agreement = np.zeros((3, *p.shape)), np.zeros(p.shape), 0.0
+    m, v = np.zeros((3, *p.shape)), np.zeros(p.shape)
+    agreement = exponent = 0.0
     for t, grad in enumerate(grads):
       g = np.float64(grad[name])
-      agreement = 0.9 * agreement + 0.1 * (np.sum(g * m[0]) / np.sqrt(
-          np.sum(g**2) * np.sum(m[0]**2)) if t else 0)
+      cosine = np.sum(g * m[0]) / np.sqrt(
+          np.sum(g**2) * np.sum(m[0]**2)) if t else 0
+      agreement = 0.9 * agreement + 0.1 * cosine
       m = np.stack([b[k] * m[k] + (1 - b[k]) * g for k in range(3)])
       v = b2 * v + (1 - b2) * g**2
       root = 1 / np.sqrt(v)
@@ -138,9 +141,13 @@ def naive(theta, grads, params, settings, num_steps):
       warm = max(1, math.ceil(0.05 * num_steps))
       schedule = (t + 1) / warm if t < warm else 1 - (t - warm) / (
           num_steps - warm)
+      if name == "w":
+        rate = 0.15 * np.exp(10 * theta["exponent"][0])
+        exponent += rate * max(0, 2 * schedule - 1) * (
+            cosine - 0.02 - theta["exponent"][1])
       size = settings["step_mult"] * schedule * np.exp(
           settings["noise_power"] * min(noise[0], 0) +
-          math.log(4) * np.tanh(5 * tensor @ theta["size"]))
+          math.log(4) * np.tanh(5 * tensor @ theta["size"]) + exponent)
       if name == "w":
         share = np.tanh(5 * tensor @ theta["share"])
         direction = (1 - max(share, 0)) * polar(direction) * np.sqrt(
@@ -264,3 +271,31 @@ def test_facts_do_not_depend_on_width(role, axis):
   facts = [mulo2_lib._facts(tuple(shape), kind) for shape in (narrow, wide)]
   np.testing.assert_array_equal(*facts)
   assert (facts[0][:2] > 0).tolist() == [role == "input", role == "output"]
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_the_step_finds_its_size(steady):
+  """It grows where gradients agree and shrinks where they alternate."""
+  lopt = optimizers.get("mulo2", hidden=4, schedule="constant", warmup=0.0)
+  theta = lopt.init(jax.random.key(0))
+  tx = lopt.opt_fn(theta, num_steps=100, kinds=lambda tree: {
+      "w": kinds_lib.Kind(role="hidden", outputs=(1,))})
+  params = {"w": tree(0)["w"]}
+  state, update = tx.init(params), jax.jit(tx.update)
+  for _ in range(60):
+    updates, state = update(params, state, params)  # the loss is |p|^2 / 2
+    params = jax.tree.map(
+        lambda p, u: p + (0.001 if steady else 2.0) * u, params, updates)
+  exponent = float(state.statistics.exponent["w"])
+  assert exponent > 1 if steady else exponent < -0.2
+
+
+def test_without_a_schedule_the_exponent_stays():
+  lopt = optimizers.get("mulo2", hidden=4)
+  grad = {"w": tree(0)["w"]}
+  for settings, moves in ((dict(num_steps=10), True), ({}, False)):
+    tx = lopt.opt_fn(lopt.init(jax.random.key(0)), **settings)
+    state, update = tx.init(grad), jax.jit(tx.update)
+    for _ in range(3):
+      _, state = update(grad, state, grad)
+    assert bool(state.statistics.exponent["w"] != 0) == moves

@@ -18,9 +18,11 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
      mix + MLP(|odd features|, even features, features of the tensor)
    and 0 where v = 0.
 5. Size of the tensor's update and share of the direction itself, two numbers
-   from linear functions of its features:
+   from linear functions of its features, and for matrices an exponent l that
+   grows while gradients agree with the momentum:
+     l = l + rate * max(0, 2 schedule - 1) * (cos(g, m_1 of before) - target)
      size = step_mult * schedule * min(1, exp(noise_1))^noise_power
-            * exp(log(4) tanh(5 features . size))
+            * exp(log(4) tanh(5 features . size) + l)
      share = tanh(5 features . share)
 6. Update, with U the polar factor of X, by Newton-Schulz iterations:
      matrix: -size * ((1 - max(share, 0)) sqrt(fan-in fan-out) U(direction)
@@ -39,8 +41,13 @@ Reasons:
 * With a share of 1 a matrix is updated entry by entry. The gain makes entries
   then as large as those of U, as far as width allows: it is the root of a
   fan-in or fan-out that does not grow, and 1 if both grow.
-* Agreement tells gradients that change their sign at each step, as steps that
-  are too large make them, from noise: it is negative.
+* Agreement tells gradients that alternate, after steps that are too large, from
+  noise: it is negative.
+* cos(g, m_1) is, up to its scale, the derivative of the loss with respect to
+  the size of the last step: positive where a larger one had been better. l
+  finds the size for this task and layer while the schedule is above a half;
+  later, steps are to be small, and gradients agree therefore. Without a
+  schedule l stays 0: nothing tells a decay from steps that are too small.
 * Five in front of small numbers: a perturbation of meta-training then matters
   about as much as one of the MLP.
 * Steps shrink under noise by a factor outside of the MLP, so that meta-training
@@ -88,6 +95,8 @@ CLIP = 5.0  # of normalized features
 SIZE_BOUND = math.log(4)
 SENSITIVITY = 5.0  # of size and share to theta
 AGREEMENT_DECAY = 0.9
+RATE, TARGET = 0.15, 0.02  # of the exponent l, before meta-training
+EXPONENT_BOUND = math.log(16)
 ROLES = ("", "vector", "input", "hidden", "output", "fixed", "embedding",
          "tied")
 TABLES = ("embedding", "tied")
@@ -103,6 +112,7 @@ class Statistics(NamedTuple):
   momentum: tuple[jax.Array, ...]  # K arrays [*S]
   second: jax.Array  # [*S]
   agreement: jax.Array  # []
+  exponent: jax.Array  # []
 
 
 class Decays(NamedTuple):
@@ -112,7 +122,7 @@ class Decays(NamedTuple):
   second: jax.Array  # []
 
 
-def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
+def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.06,
          vector_mult: float = 0.05, table_mult: float = 1.0,
          noise_power: float = 0.5, newton_schulz: int = 5,
          coefficients: str = "polar_express", schedule: str | None = "linear",
@@ -155,7 +165,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
 
     def step_one(grad, param, state, step, kind):
       what, facts = _what(grad.shape, kind), _facts(grad.shape, kind)
-      state, inverse = _accumulate(state, grad, decays, step)
+      state, inverse, cosine = _accumulate(state, grad, decays, step)
       features, tensor, adam = _features(
           grad, inverse, param, state, decays, step, facts, kind)
       direction = mlp.apply(
@@ -168,10 +178,13 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.08,
         share = head("share")
         direction = share * _gain(grad.shape, kind) * direction + (
             1 - jnp.maximum(share, 0)) * _as_matrix(equalize, direction, kind)
-      size = step_mult * mults[what] * schedules.multiplier(
-          schedule, warmup, step, num_steps) * jnp.exp(
-              noise_power * jnp.minimum(tensor[0], 0) +
-              SIZE_BOUND * head("size"))
+      multiplier = schedules.multiplier(schedule, warmup, step, num_steps)
+      if what == "matrix" and schedule is not None and num_steps is not None:
+        state = state._replace(exponent=_exponent(
+            theta["exponent"], state.exponent, cosine, multiplier))
+      size = step_mult * mults[what] * multiplier * jnp.exp(
+          noise_power * jnp.minimum(tensor[0], 0) +
+          SIZE_BOUND * head("size") + state.exponent)
       if what == "table":
         size *= _rms(adam, TINY) * _rms(param, MIN_TABLE)
       return -size * direction, state
@@ -202,6 +215,7 @@ def _init(key, hidden, momenta):
       "b2": jnp.zeros_like(theta["b2"]).at[ADAM_FEATURE].set(1),
       "size": jnp.zeros(tensor, jnp.float32),
       "share": jnp.zeros(tensor, jnp.float32),
+      "exponent": jnp.zeros(2, jnp.float32),
       "momentum_decays": jnp.zeros(momenta, jnp.float32),
       "second_decay": jnp.zeros([], jnp.float32)}
 
@@ -220,7 +234,7 @@ def _init_one(dtype, momenta, shape):
   """Return the first statistics of a parameter."""
   zeros = lambda: jnp.zeros(shape, dtype)
   return Statistics(jnp.float32(0), tuple(zeros() for _ in range(momenta)),
-                    zeros(), jnp.float32(0))
+                    zeros(), jnp.float32(0), jnp.float32(0))
 
 
 def _decays(theta, momenta) -> Decays:
@@ -229,6 +243,14 @@ def _decays(theta, momenta) -> Decays:
       1 - (1 - jnp.float32(initial)) * jnp.exp(10 * residual), 0, MAX_DECAY)
   return Decays(decay(DECAYS[:momenta], theta["momentum_decays"]),
                 decay(SECOND_DECAY, theta["second_decay"]))
+
+
+def _exponent(theta, exponent, cosine, multiplier):
+  """Return the exponent l after this step; theta moves rate and target."""
+  rate = jnp.minimum(RATE * jnp.exp(10 * theta[0]), 1)
+  change = rate * jnp.maximum(0, 2 * multiplier - 1) * (
+      cosine - (TARGET + theta[1]))
+  return jnp.clip(exponent + change, -EXPONENT_BOUND, EXPONENT_BOUND)
 
 
 def _what(shape, kind) -> str:
@@ -302,15 +324,19 @@ def _cosine(x, y):
 
 
 def _accumulate(state, grad, decays, step):
-  """Return (statistics that include the gradient, 1 / unit)."""
+  """Return (statistics that include the gradient, 1 / unit, cosine).
+
+  The cosine is that of the gradient and the first momentum before it.
+  """
   # Squares have squared units, hence the root.
   slowest = jnp.sqrt(jnp.maximum(
       decays.second, jnp.max(decays.momentum**2)))
   unit, inverse = units.next_unit(state.unit, grad, slowest)
   rescale, grad = state.unit * inverse, grad * inverse
   wide = lambda x: x.astype(jnp.float32)
+  cosine = _cosine(grad, wide(state.momentum[0]) * rescale)
   agreement = AGREEMENT_DECAY * state.agreement + (
-      1 - AGREEMENT_DECAY) * _cosine(grad, wide(state.momentum[0]) * rescale)
+      1 - AGREEMENT_DECAY) * cosine
   momentum = accumulators.averages(
       [wide(x) for x in state.momentum], grad, decays.momentum, rescale)
   second = (decays.second * rescale**2 * wide(state.second) +
@@ -318,7 +344,8 @@ def _accumulate(state, grad, decays, step):
   momentum, second = jax.tree.map(
       lambda new, old: accumulators.rounded(new, old.dtype, step),
       (tuple(momentum), second), (state.momentum, state.second))
-  return Statistics(unit, momentum, second, agreement), inverse
+  return Statistics(
+      unit, momentum, second, agreement, state.exponent), inverse, cosine
 
 
 def _features(grad, inverse, param, state, decays, step, facts, kind):
