@@ -35,9 +35,8 @@ Reasons:
 * If gradients, parameters and statistics change their signs, so does the
   update: a sum of odd features has no direction of its own. Without gradients
   there is no step.
-* Nothing depends on the size of gradients, as in `mulo`.
-* At initialization the MLP, size and share are 0, and the mixture is the
-  direction of Adam.
+* Nothing depends on the size of gradients, as in `mulo`. At initialization the
+  MLP, size and share are 0, and the mixture is the direction of Adam.
 * With a share of 1 a matrix is updated entry by entry. The gain makes entries
   then as large as those of U, as far as width allows: it is the root of a
   fan-in or fan-out that does not grow, and 1 if both grow.
@@ -58,16 +57,16 @@ Reasons:
 * Rows of a table are looked up one at a time, so that a table has no spectrum
   of interest, and rows that are rarely seen must not be enlarged. The first
   factor takes back the normalization, which leaves Adam's entries. Networks
-  start tables at sizes that differ tenfold, hence the second; it is at least
-  0.01.
-* The schedule of the learning rate is a factor outside of the MLP, which is
-  told no time. Weight decay follows the schedule, see `mulo.load`.
+  start tables at sizes that differ tenfold, hence the second, at least 0.01.
+* The schedule is outside of the MLP; weight decay follows it (`mulo.load`).
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2203.11860 (features, MLP). Jordan et
   al., 2024, https://kellerjordan.github.io/posts/muon. Bernstein and Newhouse,
   2024, https://arxiv.org/abs/2410.21265 (norms of layers). Harrison et al.,
   2022, https://arxiv.org/abs/2209.11208 (nominal terms outside of the MLP).
+  Baydin et al., 2017, https://arxiv.org/abs/1703.04782 (size of steps from
+  products of gradients).
 """
 
 import functools
