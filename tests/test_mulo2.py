@@ -142,9 +142,9 @@ def naive(theta, grads, params, settings, num_steps):
       schedule = (t + 1) / warm if t < warm else 1 - (t - warm) / (
           num_steps - warm)
       if name == "w":
-        rate = 0.15 * np.exp(10 * theta["exponent"][0])
+        rate = 0.05 * np.exp(10 * theta["exponent"][0])
         exponent += rate * max(0, 2 * schedule - 1) * (
-            cosine - 0.02 - theta["exponent"][1])
+            cosine - theta["exponent"][1])
       size = settings["step_mult"] * schedule * np.exp(
           settings["noise_power"] * min(noise[0], 0) +
           math.log(4) * np.tanh(5 * tensor @ theta["size"]) + exponent)
@@ -287,7 +287,7 @@ def test_the_step_finds_its_size(steady):
     params = jax.tree.map(
         lambda p, u: p + (0.001 if steady else 2.0) * u, params, updates)
   exponent = float(state.statistics.exponent["w"])
-  assert exponent > 1 if steady else exponent < -0.2
+  assert exponent > 1 if steady else exponent < -0.1
 
 
 def test_without_a_schedule_the_exponent_stays():

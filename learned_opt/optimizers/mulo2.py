@@ -94,7 +94,7 @@ CLIP = 5.0  # of normalized features
 SIZE_BOUND = math.log(4)
 SENSITIVITY = 5.0  # of size and share to theta
 AGREEMENT_DECAY = 0.9
-RATE, TARGET = 0.15, 0.02  # of the exponent l, before meta-training
+RATE = 0.05  # of the exponent l, before meta-training
 EXPONENT_BOUND = math.log(16)
 ROLES = ("", "vector", "input", "hidden", "output", "fixed", "embedding",
          "tied")
@@ -121,7 +121,7 @@ class Decays(NamedTuple):
   second: jax.Array  # []
 
 
-def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.06,
+def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
          vector_mult: float = 0.05, table_mult: float = 1.0,
          noise_power: float = 0.5, newton_schulz: int = 5,
          coefficients: str = "polar_express", schedule: str | None = "linear",
@@ -245,10 +245,10 @@ def _decays(theta, momenta) -> Decays:
 
 
 def _exponent(theta, exponent, cosine, multiplier):
-  """Return the exponent l after this step; theta moves rate and target."""
+  """Return the exponent l after this step; theta has rate and target."""
   rate = jnp.minimum(RATE * jnp.exp(10 * theta[0]), 1)
   change = rate * jnp.maximum(0, 2 * multiplier - 1) * (
-      cosine - (TARGET + theta[1]))
+      cosine - theta[1])
   return jnp.clip(exponent + change, -EXPONENT_BOUND, EXPONENT_BOUND)
 
 
