@@ -102,7 +102,8 @@ def test_roles_and_axes():
   """Base shapes tell hidden matrices, and which of their axes are outputs."""
   params, base = shapes(8), shapes(4)
   grads = jax.tree.map(
-      lambda p: np.random.default_rng(0).normal(size=p.shape), params)
+      lambda p: np.random.default_rng(0).normal(size=p.shape).astype(
+          np.float32), params)
   rows = links.normalize_rows(
       base_shapes=base, roles=("hidden",), overrides={
           "heads": mulo.scaling.Override(inputs=(0,), outputs=(1, 2))})
