@@ -221,6 +221,28 @@ def test_grids_grow(best, max_growth, grown, edge, tmp_path, monkeypatch):
     assert round(2 * np.log10(result.learning_rate)) == best
 
 
+def test_known_answers(tmp_path, monkeypatch):
+  """Tuning finds the best rate of descent on a quadratic, and flags ascent.
+
+  The largest and the smallest curvature have the sum 2, so the best rate is 1.
+  """
+  rates = baselines.base.half_decades(-5, -3)
+  for name, sign in (("descent", 1), ("ascent", -1)):
+    monkeypatch.setitem(baselines.BASELINES, name, baselines.Baseline(
+        name, lambda rate, sign=sign: optax.chain(
+            optax.sgd(rate), optax.scale(sign)), "standard", rates,
+        schedules=("constant",)))
+  study = transfer.Study(tmp_path, None, 1, 2, "final_train_loss",
+                         tqdm.tqdm(disable=True))
+  results = study.compare(methods.parse(["descent", "ascent"], []), {
+      "quadratic": {"name": "quadratic", "num_steps": 20}})
+  descent, ascent = (results[results.method == name].iloc[0]
+                     for name in ("descent", "ascent"))
+  assert (descent.learning_rate, descent.grown) == (1.0, 4)
+  assert not descent.grid_edge
+  assert ascent.grid_edge and ascent.learning_rate < min(rates)
+
+
 def test_a_grid_that_diverges_grows_down(tmp_path, monkeypatch):
   score = lambda c: np.inf if c.learning_rate > 1e-3 else c.learning_rate + 1
   result, _ = tune(tmp_path, monkeypatch, score)

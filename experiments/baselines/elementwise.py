@@ -81,6 +81,11 @@ def _product(**values: tuple) -> tuple[dict[str, Any], ...]:
 
 
 TUNED = {
+    # The rival of a learned optimizer, chosen on four tasks of prior_valid.
+    "adamw_fixed": Baseline(
+        "AdamW, one setting", functools.partial(
+            optax.adamw, weight_decay=0.1),
+        "standard", (0.01,), schedules=("linear",)),
     "sgd_tuned": Baseline(
         "SGD, tuned", functools.partial(optax.sgd, nesterov=True), "standard",
         half_decades(-5, 0), schedules=DECAYING,
