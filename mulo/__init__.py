@@ -13,10 +13,11 @@ from mulo._loading import save
 from mulo._published_layouts import convert
 from mulo._warnings import BeyondTrainingWarning
 from mulo._warnings import StackWarning
+from mulo.diagnosis.doctor import doctor
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
-           "StackWarning", "convert", "coord_check", "links", "list_pretrained",
-           "load", "read", "read_arrays", "save", "scaling"]
+           "StackWarning", "convert", "coord_check", "doctor", "links",
+           "list_pretrained", "load", "read", "read_arrays", "save", "scaling"]
 
 
 def __dir__() -> list[str]:
