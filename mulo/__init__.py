@@ -14,10 +14,13 @@ from mulo._published_layouts import convert
 from mulo._warnings import BeyondTrainingWarning
 from mulo._warnings import StackWarning
 from mulo.diagnosis.doctor import doctor
+from mulo.diagnosis.explain import explain
+from mulo.diagnosis.probe import probe
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
-           "StackWarning", "convert", "coord_check", "doctor", "links",
-           "list_pretrained", "load", "read", "read_arrays", "save", "scaling"]
+           "StackWarning", "convert", "coord_check", "doctor", "explain",
+           "links", "list_pretrained", "load", "probe", "read", "read_arrays",
+           "save", "scaling"]
 
 
 def __dir__() -> list[str]:
