@@ -83,9 +83,8 @@ def probed():
 
 @pytest.mark.parametrize("check", [
     x for x in testing.CHECKS if x.__name__ in (
-        "chain", "masked", "empty_leaves", "scalars", "scan_float32",
-        "scan_bfloat16", "jit", "vmap", "eval_shape", "params_none",
-        "sharding_automatic", "checkpoint", "flax_partitioned")],
+        "masked", "empty_leaves", "scan_bfloat16", "jit", "eval_shape",
+        "sharding_automatic", "flax_partitioned")],
                          ids=lambda x: x.__name__)
 def test_contract(check):
   try:
