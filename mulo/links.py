@@ -147,26 +147,28 @@ def hyperball(inner: optax.GradientTransformation, *,
     step = relative_step(state.steps) if callable(
         relative_step) else relative_step
 
-    def on_ball(u: jax.Array, matrix: _Matrix | None, p: jax.Array,
-                norm: jax.Array) -> jax.Array:
-      if matrix is None:
-        return u
-      move, start = _float(u), _float(p)
-      size = matrix.norm(move)
-      if step is not None:
-        move = move * (step * norm / jnp.where(size > 0, size, 1))
-      end = start + move
-      end_norm = matrix.norm(end)
-      moves = (norm > 0) & (size > 0) & (end_norm > 0)
-      end = end * (norm / jnp.where(end_norm > 0, end_norm, 1))
-      return jnp.where(moves, end - start, _float(u)).astype(u.dtype)
-
-    kept = [on_ball(*x) for x in _zip(
+    kept = [_on_ball(step, *x) for x in _zip(
         updates, matrices(updates), params, state.norms)]
     return _like(updates, kept), HyperballState(
         optax.safe_increment(state.steps), inner_state, state.norms)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _on_ball(step: Any, u: jax.Array, matrix: _Matrix | None, p: jax.Array,
+             norm: jax.Array) -> jax.Array:
+  """Return the update of one parameter; step: the relative step, or None."""
+  if matrix is None:
+    return u
+  move, start = _float(u), _float(p)
+  size = matrix.norm(move)
+  if step is not None:
+    move = move * (step * norm / jnp.where(size > 0, size, 1))
+  end = start + move
+  end_norm = matrix.norm(end)
+  moves = (norm > 0) & (size > 0) & (end_norm > 0)
+  end = end * (norm / jnp.where(end_norm > 0, end_norm, 1))
+  return jnp.where(moves, end - start, _float(u)).astype(u.dtype)
 
 
 def normalize_rows(decay: float = 0.95, *, eps: float = 1e-8,
