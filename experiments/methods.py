@@ -1,6 +1,8 @@
 """Methods of a comparison: learned optimizers and tuned baselines, by name."""
 
 import dataclasses
+import functools
+import inspect
 import re
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -25,9 +27,11 @@ class Candidate(NamedTuple):
   """An optimizer with all its settings.
 
   Attributes:
-    opt_fn: `opt_fn(theta, num_steps=...)` returns the optax transformation.
-    theta: meta-parameters, or the learning rate of a baseline.
-    schedule: learning rate schedule of a baseline, otherwise "".
+    opt_fn: `opt_fn(theta, num_steps=...)` returns the optax transformation; it
+      may have the argument `task`, see `baselines.opt_fn`.
+    theta: meta-parameters, or the learning rate of a baseline, or a dict of it
+      and of further numbers.
+    schedule: learning rate schedule and variant of a baseline, otherwise "".
     learning_rate: learning rate of a baseline, otherwise None.
     identity: everything that determines the result; JSON values.
   """
@@ -119,17 +123,65 @@ def _tuned(name: str, schedules: list[str]) -> Method:
   baseline = baselines.get(name)
   candidates = []
   for schedule in baseline.schedules or schedules:
+    # Settings that are numbers are part of theta, and share an opt_fn.
+    opt_fns: dict[str, Callable] = {}
     for variant in baseline.variants:
-      opt_fn = baselines.opt_fn(baseline, schedule, **variant)
+      numbers = {k: v for k, v in variant.items() if isinstance(v, float)}
+      fixed = {k: v for k, v in variant.items() if k not in numbers}
+      opt_fn = opt_fns.setdefault(
+          repr(fixed), baselines.opt_fn(baseline, schedule, **fixed))
       label = ", ".join([schedule, *(f"{k} {v}" for k, v in variant.items())])
       # The key is missing without a variant, so older identities stay valid.
       more = {"variant": variant} if variant else {}
       candidates += [
-          Candidate(opt_fn, np.float32(rate), label, rate, {
+          Candidate(opt_fn, _theta(rate, numbers), label, rate, {
               "baseline": name, "learning_rate": rate, "schedule": schedule,
               **more}) for rate in baseline.learning_rates]
   return Method(baseline.label, baseline.parametrization, candidates,
                 baseline.tuned_at_base)
+
+
+def _theta(learning_rate: float, numbers: dict[str, float]) -> Any:
+  """Return the theta of a baseline, see `baselines.opt_fn`."""
+  if not numbers:
+    return np.float32(learning_rate)
+  return jax.tree.map(np.float32, {"learning_rate": learning_rate, **numbers})
+
+
+def beyond(best: Candidate, candidates: Sequence[Candidate]
+           ) -> Candidate | None:
+  """Return the candidate beyond an edge of the grid.
+
+  Args:
+    best: one of the candidates, of a baseline.
+    candidates: all that were tried.
+
+  Returns:
+    The best candidate with the next learning rate, if its own is the smallest
+    or largest one of its schedule and variant; otherwise None.
+  """
+  rates = [c.learning_rate or 0.0 for c in candidates
+           if c.schedule == best.schedule]
+  if best.learning_rate not in (min(rates), max(rates)):
+    return None
+  rate = baselines.neighbor(
+      best.learning_rate or 0.0, best.learning_rate == max(rates))
+  theta = {**best.theta, "learning_rate": np.float32(rate)} if isinstance(
+      best.theta, dict) else np.float32(rate)
+  return best._replace(theta=theta, learning_rate=rate, identity={
+      **best.identity, "learning_rate": rate})
+
+
+def complete(
+    opt_fn: Callable, parametrization: learned_opt_base.Parametrization,
+    task: tasks_base.Task) -> unroll.OptFn:
+  """Return an `opt_fn` with the multipliers of a task's parametrization.
+
+  An `opt_fn` with the argument `task` applies them itself.
+  """
+  if "task" in inspect.signature(opt_fn).parameters:
+    return functools.partial(opt_fn, task=task)
+  return unroll.scaled(opt_fn, parametrization, task)
 
 
 def _untrained(name: str, label: str, trust: Sequence[str]) -> Method:

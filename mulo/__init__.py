@@ -1,6 +1,7 @@
 """Learned optimizers for optax: `tx = mulo.load(name_or_path, ...)`."""
 
 from learned_opt.artifact import ArtifactError
+from mulo import links
 from mulo import scaling
 from mulo._coord_check import CoordCheckReport
 from mulo._coord_check import coord_check
@@ -12,10 +13,14 @@ from mulo._loading import save
 from mulo._published_layouts import convert
 from mulo._warnings import BeyondTrainingWarning
 from mulo._warnings import StackWarning
+from mulo.diagnosis.doctor import doctor
+from mulo.diagnosis.explain import explain
+from mulo.diagnosis.probe import probe
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
-           "StackWarning", "convert", "coord_check", "list_pretrained", "load",
-           "read", "read_arrays", "save", "scaling"]
+           "StackWarning", "convert", "coord_check", "doctor", "explain",
+           "links", "list_pretrained", "load", "probe", "read", "read_arrays",
+           "save", "scaling"]
 
 
 def __dir__() -> list[str]:

@@ -132,7 +132,7 @@ def test_public_face():
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
   public = {path.stem for path in (ROOT / "mulo").glob("*.py")
             if not path.stem.startswith("_")}
-  assert public == {"scaling"}
+  assert public == {"links", "scaling"}
 
 
 def test_import_beside_a_users_own_tasks(tmp_path):

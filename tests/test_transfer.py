@@ -177,7 +177,7 @@ def test_variants():
     tx = candidate.opt_fn(candidate.theta, num_steps=1)
     moved.append(tx.update(params, tx.init(params), params)[0]["w"])
   np.testing.assert_allclose(
-      moved[1] - moved[0], -0.1 * first.theta, rtol=1e-3)
+      moved[1] - moved[0], -0.1 * first.learning_rate, rtol=1e-3)
 
 
 def test_untrained():

@@ -3,9 +3,9 @@
 python -m experiments.robustness.contract [--optimizers=mulo,adamw]
 
 The optimizers are the files of learned_opt/optimizers with an untrained theta,
-loaded by `mulo.load`, and AdamW of optax. Each takes half a minute on one core,
-nearly all of it compilation. `mulo.testing` explains the checks. The exit
-status is 1 if a check fails.
+loaded by `mulo.load`, AdamW of optax, and links of `mulo.links` around Adam.
+Each takes half a minute on one core, nearly all of it compilation.
+`mulo.testing` explains the checks. The exit status is 1 if a check fails.
 """
 
 import functools
@@ -66,6 +66,16 @@ def adamw(learning_rate=1e-2, weight_decay=0.0, **shapes
   return baselines.get("adamw").make(learning_rate, weight_decay=weight_decay)
 
 
+def links(learning_rate=1e-2, weight_decay=0.0, **shapes
+          ) -> optax.GradientTransformation:
+  """Return Adam with the links of mulo whose steps the rate multiplies."""
+  return optax.chain(
+      optax.scale_by_adam(), mulo.links.normalize_rows(**shapes),
+      optax.add_decayed_weights(weight_decay),
+      optax.scale_by_learning_rate(learning_rate),
+      mulo.links.average_params(0.99))
+
+
 def shared(make: Callable) -> Callable:
   """Return a factory that returns one object for all calls without arguments.
 
@@ -91,13 +101,13 @@ def shared(make: Callable) -> Callable:
 
 
 def factories(folder: pathlib.Path) -> dict[str, Callable]:
-  """Return {name: factory} of all learned optimizers and of AdamW.
+  """Return {name: factory} of all learned optimizers, of AdamW and of links.
 
   Args:
     folder: folder where the weights are written.
   """
   return {**{name: learned(name, folder) for name in optimizers.names()},
-          "adamw": shared(adamw)}
+          "adamw": shared(adamw), "links": shared(links)}
 
 
 def table(results: dict[str, dict[str, str | None]]) -> str:
@@ -131,7 +141,7 @@ def _word(name: str, check: str, message: str | None) -> str:
 def define_flags() -> None:
   """Define the flags."""
   flags.DEFINE_list(
-      "optimizers", None, "Optimizers to check; default: all, and adamw.")
+      "optimizers", None, "Optimizers to check; default: all, adamw and links.")
 
 
 def main(args: flags.FlagValues) -> int:

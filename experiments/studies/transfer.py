@@ -11,16 +11,18 @@ or on every task of a suite:
 python -m experiments.studies.transfer --workdir=runs/heldout --suite=heldout \
     --optimizers=mulo=runs/q/theta.safetensors,adamw
 
-Learned optimizers are used without tuning. Baselines (experiments/baselines.py)
-are tuned over nine learning rates and two schedules, with seeds of their own:
+Learned optimizers are used without tuning. Baselines (experiments/baselines)
+are tuned over their settings, see docs/baselines.md, with seeds of their own:
 on each task, or only at the first value of the axis if their label says
-"transferred".
+"transferred". While the best learning rate is at an edge of the grid, the next
+one is tried, at most --max_growth times.
 
 Writes results.csv, table.md, transfer.png and command.txt to the workdir. A
 second run skips the cells that are done.
 """
 
 import pathlib
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
@@ -36,7 +38,6 @@ from experiments import sweep
 from learned_opt.scaling import parametrizations
 from meta_train import build
 from meta_train import evaluate
-from meta_train import unroll
 from tasks import suites
 
 FIRST_TUNING_SEED, FIRST_SEED = 1000, 0
@@ -45,11 +46,28 @@ MAX_PARAMS = 2**25  # total size of the networks that are trained at once
 SCORES = ("final_train_loss", "mean_train_loss", "outer_valid_loss")
 
 
+class Choice(NamedTuple):
+  """Result of tuning a method.
+
+  Attributes:
+    candidate: the best one.
+    edge: whether its learning rate is the smallest or largest one tried.
+    grown: learning rates by which the grid grew.
+    runs: training runs that were compared; 0 if there was no choice.
+  """
+
+  candidate: methods.Candidate
+  edge: bool
+  grown: int
+  runs: int
+
+
 class Study:
   """A comparison, whose finished cells are not computed again."""
 
   def __init__(self, folder: pathlib.Path, data_dir: str | None,
-               num_tuning_seeds: int, num_seeds: int, tune_on: str, bar):
+               num_tuning_seeds: int, num_seeds: int, tune_on: str, bar,
+               max_growth: int = baselines.MAX_GROWTH):
     """Prepare a study.
 
     Args:
@@ -59,12 +77,14 @@ class Study:
       num_seeds: runs of the best candidate.
       tune_on: one of SCORES.
       bar: progress bar that counts steps.
+      max_growth: learning rates by which a grid grows at most.
     """
     self._folder, self._data_dir = folder / "cells", data_dir
     self._tuning_seeds = [
         FIRST_TUNING_SEED + i for i in range(num_tuning_seeds)]
     self._seeds = [FIRST_SEED + i for i in range(num_seeds)]
-    self._tune_on, self._bar = tune_on, bar
+    self._tune_on, self._bar, self._max_growth = tune_on, bar, max_growth
+    self._last: tuple[Any, ...] = ()  # a trainer, see `_trainer`
 
   def compare(self, compared: list[methods.Method], targets: dict[str, dict]
               ) -> pd.DataFrame:
@@ -76,49 +96,64 @@ class Study:
 
     Returns:
       Columns target, method, schedule, learning_rate, grid_edge (whether the
-      best learning rate was the smallest or largest one tried), num_steps and
-      the columns of `rows`.
+      best learning rate was the smallest or largest one tried), grown (learning
+      rates by which the grid grew), tuning_runs (spent on the choice for this
+      target), num_steps and the columns of `rows`.
     """
     frames = []
     # Results of `_best` for methods that are tuned on the first target alone.
-    kept: dict[str, tuple[methods.Candidate, bool]] = {}
+    kept: dict[str, Choice] = {}
     for target, section in targets.items():
       for method in compared:
         self._bar.set_postfix_str(f"{target}, {method.label}")
-        if method.label in kept:
-          best, edge = kept[method.label]
-        else:
-          best, edge = self._best(method, section)
+        choice = kept.get(method.label) or self._best(method, section)
         if method.tuned_at_base:
-          kept[method.label] = best, edge
+          kept[method.label] = choice._replace(runs=0)
+        best = choice.candidate
         frames.append(pd.DataFrame(
             self.rows(method, [best], section, self._seeds)).assign(
                 target=target, method=method.label, schedule=best.schedule,
-                learning_rate=best.learning_rate, grid_edge=edge,
+                learning_rate=best.learning_rate, grid_edge=choice.edge,
+                grown=choice.grown, tuning_runs=choice.runs,
                 num_steps=section["num_steps"]))
     return pd.concat(frames, ignore_index=True)
 
-  def _best(self, method: methods.Method, section: dict
-            ) -> tuple[methods.Candidate, bool]:
-    """Return the candidate with the lowest score, and `grid_edge`.
+  def _best(self, method: methods.Method, section: dict) -> Choice:
+    """Return the candidate with the lowest score.
+
+    While it is at an edge of its grid, the candidate beyond the edge is tried.
+    """
+    candidates = list(method.candidates)
+    if len(candidates) == 1:
+      return Choice(candidates[0], False, 0, 0)
+    scores: list[float] = []
+    # A dict keeps the order of schedules.
+    schedules = {c.schedule: 0 for c in candidates}
+    for schedule in schedules:
+      scores += self._scores(method, [
+          c for c in candidates if c.schedule == schedule], section)
+    while True:
+      best = candidates[int(np.argmin(scores))]
+      new = methods.beyond(best, candidates)
+      grown = len(candidates) - len(method.candidates)
+      if new is None or grown == self._max_growth:
+        return Choice(best, new is not None, grown,
+                      len(candidates) * len(self._tuning_seeds))
+      if self._bar.total:
+        self._bar.total += len(self._tuning_seeds) * section["num_steps"]
+      scores += self._scores(method, [new], section)
+      candidates.append(new)
+
+  def _scores(self, method: methods.Method, group: list[methods.Candidate],
+              section: dict) -> list[float]:
+    """Return the mean score over tuning seeds of each candidate.
 
     A score that is not finite counts as infinite.
     """
-    if len(method.candidates) == 1:
-      return method.candidates[0], False
-    scores: list[float] = []
-    # A dict keeps the order of schedules. All learning rates of a schedule
-    # share one compiled program, because they share one `opt_fn`.
-    schedules = {c.schedule: 0 for c in method.candidates}
-    for schedule in schedules:
-      group = [c for c in method.candidates if c.schedule == schedule]
-      rows = self.rows(method, group, section, self._tuning_seeds)
-      values = np.reshape([row[self._tune_on] for row in rows],
-                          (len(group), -1)).mean(1)  # mean over seeds
-      scores += list(np.where(np.isfinite(values), values, np.inf))
-    best = method.candidates[int(np.argmin(scores))]
-    rates = sorted(c.learning_rate or 0.0 for c in method.candidates)
-    return best, best.learning_rate in (rates[0], rates[-1])
+    rows = self.rows(method, group, section, self._tuning_seeds)
+    values = np.reshape([row[self._tune_on] for row in rows],
+                        (len(group), -1)).mean(1)
+    return list(np.where(np.isfinite(values), values, np.inf))
 
   def rows(self, method: methods.Method, candidates: list[methods.Candidate],
            section: dict, seeds: list[int]) -> list[dict]:
@@ -143,15 +178,7 @@ class Study:
 
   def _train(self, method, candidates, section, seeds) -> list[dict]:
     """Train each candidate with each seed; return the rows."""
-    parametrization = parametrizations.get(method.parametrization)
-    task = build.task_of(section, parametrization, self._data_dir)
-    opt_fn = candidates[0].opt_fn
-    if method.gradient_width:
-      opt_fn = methods.with_gradients_of(build.task_of(
-          section | {"width": method.gradient_width}, parametrization,
-          self._data_dir), opt_fn, parametrization)
-    train = evaluate.trainer(
-        task, unroll.scaled(opt_fn, parametrization, task))
+    task, train = self._trainer(method, candidates[0].opt_fn, section)
     runs = [(c, seed) for c in candidates for seed in seeds]
     params = sum(x.size for x in jax.tree.leaves(
         jax.eval_shape(task.init, jax.random.key(0))))
@@ -168,6 +195,24 @@ class Study:
           on_chunk=lambda steps, n=len(group): self._bar.update(steps * n))
       rows += [_row(result, i, seed) for i, (_, seed) in enumerate(group)]
     return rows
+
+  def _trainer(self, method, opt_fn, section):
+    """Return the task and its trainer.
+
+    Candidates of one `opt_fn` come one after the other and share a compiled
+    program, so the last trainer is kept.
+    """
+    key = method.parametrization, method.gradient_width, section, opt_fn
+    if not self._last or self._last[0] != key:
+      parametrization = parametrizations.get(method.parametrization)
+      task = build.task_of(section, parametrization, self._data_dir)
+      if method.gradient_width:
+        opt_fn = methods.with_gradients_of(build.task_of(
+            section | {"width": method.gradient_width}, parametrization,
+            self._data_dir), opt_fn, parametrization)
+      self._last = key, task, evaluate.trainer(
+          task, methods.complete(opt_fn, parametrization, task))
+    return self._last[1:]
 
 
 def _row(result: evaluate.Result, i: int, seed: int) -> dict:
@@ -263,6 +308,10 @@ def define_flags() -> None:
   flags.DEFINE_multi_enum(
       "schedules", ["constant", "cosine"], list(baselines.SCHEDULES),
       "Learning rate schedules that baselines try.")
+  flags.DEFINE_integer(
+      "max_growth", baselines.MAX_GROWTH, "Learning rates that are tried "
+      "beyond the grid of a baseline, while the best is at its edge.",
+      lower_bound=0)
   flags.DEFINE_enum(
       "tune_on", SCORES[0], SCORES, "Score that tuning minimises.")
   flags.DEFINE_bool(
@@ -292,7 +341,7 @@ def main(flags) -> None:
       "comparing", unit_scale=True) as bar:
     results = Study(
         folder, flags.data_dir, flags.tuning_seeds, flags.seeds,
-        flags.tune_on, bar).compare(compared, targets)
+        flags.tune_on, bar, flags.max_growth).compare(compared, targets)
   print(report.write(results, folder, title_of(flags)))
 
 

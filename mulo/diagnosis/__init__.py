@@ -1,0 +1,1 @@
+"""Diagnosis of an optimizer on the user's own network."""
