@@ -45,8 +45,10 @@ ALLOWED = {
         "tasks.base"),
     "meta_train.configs": ("tasks.suites",),
     "experiments": PACKAGES,
-    "experiments.command": ("experiments.sweep",),
-    "experiments.sweep": ()}
+    "experiments.command": ("experiments.executors", "experiments.sweep"),
+    "experiments.executors": (),
+    # Claims are files of a workdir, of meta-training and of studies.
+    "experiments.sweep": ("meta_train.workdir.claim",)}
 
 
 def modules() -> dict[str, pathlib.Path]:
