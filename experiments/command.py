@@ -103,10 +103,10 @@ def _hand_out(values: flags.FlagValues) -> bool:
     ImportError: submitit is missing.
   """
   if values.shard is not None:
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", values.shard)
+    match = re.fullmatch(r"(\d+)/(\d+)", values.shard)
     if not match or int(match[1]) >= int(match[2]):
-      raise ValueError(f"--shard={values.shard}: expected I/N, with I from 0 to "
-                       "N - 1.")
+      raise ValueError(f"--shard={values.shard}: expected I/N, with I from 0 "
+                       "to N - 1.")
     sweep.Shard.index, sweep.Shard.count = int(match[1]), int(match[2])
   settings = parse_settings(values.executor_settings)
   if values.executor is None:

@@ -32,10 +32,10 @@ def command_line() -> list[str]:
   program = [sys.argv[0]] if spec is None else ["-m", spec.name]
   arguments, skip = [], False
   for argument in sys.argv[1:]:
-    name = re.match(r"--?(executor(?:_settings)?)(=?)", argument)
-    if not (skip or name):
+    match = re.match(r"--?executor(?:_settings)?(=|$)", argument)
+    if not (skip or match):
       arguments.append(argument)
-    skip = not skip and bool(name) and not name[2]
+    skip = match is not None and not match[1] and not skip
   return [sys.executable, *program, *arguments]
 
 
@@ -115,7 +115,8 @@ def submit(count: int, command: list[str], folder: pathlib.Path,
     raise ImportError(
         "--executor=submitit needs submitit: pip install submitit.") from e
   settings = dict(settings)
-  executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", None))
+  cluster = settings.pop("cluster", None)
+  executor = submitit.AutoExecutor(folder, cluster=cluster)
   executor.update_parameters(**settings)
   return [job.job_id
           for job in executor.map_array(Job(command), list(range(count)))]

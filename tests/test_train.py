@@ -223,12 +223,13 @@ def test_errors_of_the_command_are_one_line(finished, tmp_path):
 def test_other_software_is_noted(tmp_path, monkeypatch, capsys):
   config = tiny_config.get_config()
   path = tmp_path / "config.json"
-  first = run_record.note_software(config, path, 1)
-  assert run_record.note_software(config, path, 1) == first
+  note = lambda: run_record.note(config, path, 1, {})
+  first = note()
+  assert note() == first
   assert capsys.readouterr().err == ""
   monkeypatch.setattr(
       run_record, "software", lambda devices: dict(first[0], jax="9"))
-  assert run_record.note_software(config, path, 1) == [
+  assert note() == [
       *first, dict(first[0], jax="9")]
   assert "resuming with other software (jax)" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Processes that share a sweep: one is killed, and one claim is left over."""
 
+import functools
 import json
 import os
 import pathlib
@@ -46,7 +47,7 @@ def work(folder: pathlib.Path, cells: int) -> None:
     return rows_of(i)
 
   results = sweep.run_cells(folder / "cells", [
-      ({"cell": i}, lambda i=i: compute(i)) for i in range(cells)])
+      ({"cell": i}, functools.partial(compute, i)) for i in range(cells)])
   (folder / f"results-{os.getpid()}.json").write_text(json.dumps(results))
 
 

@@ -44,6 +44,15 @@ class Checkpointer:
         state=ocp.args.StandardSave(state),
         hash=ocp.args.JsonSave({"sha256": _hash(state)})))
 
+  def wait(self) -> None:
+    """Wait until everything is written."""
+    self._manager.wait_until_finished()
+
+  def any(self) -> bool:
+    """Return whether a checkpoint is complete."""
+    folder = pathlib.Path(self._manager.directory)
+    return any(path.name.isdigit() for path in folder.iterdir())
+
   def restore_latest(self, like: base.MetaState) -> base.MetaState | None:
     """Return the newest readable state, or None if there is no checkpoint.
 
