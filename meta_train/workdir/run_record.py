@@ -132,7 +132,7 @@ def note(config: ml_collections.ConfigDict, path: pathlib.Path, devices: int,
     means that the run was resumed by other software or on another number of
     devices. Then theta differs from that of an uninterrupted run in its bits.
   """
-  old = _read(path) if path.exists() else {
+  old: dict[str, Any] = _read(path) if path.exists() else {
       "software": [], "data": {}, "had_checkpoint": False}
   used, current = list(old["software"]), software(devices)
   if used and used[-1] != current:
