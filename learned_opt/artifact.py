@@ -28,6 +28,7 @@ from safetensors import numpy as safetensors_numpy
 from learned_opt import base
 from learned_opt import optimizers
 from learned_opt import registry
+from learned_opt import strict_json
 from learned_opt.scaling import parametrizations
 
 FORMAT_VERSION = 1
@@ -40,7 +41,6 @@ MAX_BYTES = 2**28  # of a file; the largest published theta has 5 MB
 MAX_HEADER = 2**22  # bytes of names and metadata, parsed by Python
 MAX_INTEGER = 2**12  # of settings: widths and counts, which programs loop over
 MAX_NUMBER = 1e6  # of settings and theta: far more gives infinite updates
-MAX_EXACT = 2**53  # integers of JSON beyond it are rounded by some readers
 MAX_MESSAGE = 2000  # characters
 
 
@@ -297,40 +297,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
   return content
 
 
-def parse_json(text: str | bytes) -> Any:
-  """Return a JSON value that all readers understand in the same way.
-
-  Raises:
-    ArtifactError: a key occurs twice; a number is not finite, or an integer
-      that some readers round; or a text has half a character.
-    ValueError: no JSON.
-  """
-  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-      names = [name for name, _ in pairs]
-      twice = next(name for name in names if names.count(name) > 1)
-      raise ArtifactError(f"the key {twice!r} occurs twice.")
-    return value
-
-  def number(text: str) -> float:
-    value = float(text)
-    if not np.isfinite(value):
-      raise ArtifactError(f"the number {text} is not finite.")
-    return value
-
-  def integer(text: str) -> int:
-    if len(text) > 17 or abs(int(text)) > MAX_EXACT:
-      raise ArtifactError(f"the integer {text} is more than 2**53.")
-    return int(text)
-
-  value = json.loads(text, object_pairs_hook=once, parse_constant=number,
-                     parse_float=number, parse_int=integer)
-  # Surrogates alone cannot be encoded.
-  json.dumps(value, ensure_ascii=False).encode()
-  return value
-
-
 def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Return ({name: array}, metadata) of the bytes of a safetensors file.
 
@@ -342,7 +308,7 @@ def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   if len(content) < 8 or size > min(MAX_HEADER, len(content) - 8):
     raise ArtifactError("it is not a safetensors file, or its header is cut "
                         f"off or has more than {MAX_HEADER} bytes.")
-  header = parse_json(content[8:8 + size])
+  header = strict_json.parse(content[8:8 + size])
   metadata = None if not isinstance(header, dict) else header.get(
       "__metadata__", {})
   if not isinstance(metadata, dict):
@@ -356,7 +322,7 @@ def _parse(content: bytes, trust: Collection[str]) -> Artifact:
   text = metadata.get("mulo")
   if text is None:
     raise ArtifactError("it is a safetensors file, but not one of mulo's.")
-  header = parse_json(text)
+  header = strict_json.parse(text)
   _check_header(header, flat)
   # Before the first look-up of a name, because a look-up may import code.
   _check_trust((header["optimizer"], header["parametrization"]), trust)

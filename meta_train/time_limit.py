@@ -11,6 +11,8 @@ from meta_train.devices import parallel
 # Exit status of a run that a signal has stopped.
 STATUS = {name: 128 + getattr(signal, name)
           for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)}
+# From the least to the most urgent.
+_REASONS = ("", "max_minutes", "preemption", *STATUS)
 
 
 class Clock:
@@ -45,13 +47,12 @@ class Clock:
     self._last_call = now
     over = bool(self._limit) and (
         now + self._longest - self._start > self._limit)
-    for name in STATUS:
-      if parallel.anywhere(self._received == name):
-        return name
     self._calls += 1
-    if hosts.preempted(self._calls):
-      return "preemption"
-    return "max_minutes" if parallel.anywhere(over) else None
+    preempted = hosts.preempted(self._calls)
+    reason = self._received or ("preemption" if preempted else
+                                "max_minutes" if over else "")
+    # The process with the most urgent reason decides for all.
+    return _REASONS[parallel.highest(_REASONS.index(reason))] or None
 
   def __enter__(self) -> "Clock":
     def note(number: int, unused_frame: types.FrameType | None) -> None:

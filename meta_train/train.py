@@ -68,24 +68,6 @@ class Stopped(Exception):
     self.reason = reason
 
 
-def check_finite(rows: list[dict[str, Any]], first_step: int) -> None:
-  """Raise FloatingPointError if a metric is not finite.
-
-  Args:
-    rows: metrics of consecutive outer steps.
-    first_step: number of the first of these steps, for the message.
-  """
-  for i, row in enumerate(rows):
-    bad = {name: float(x) for name, x in row.items() if not np.isfinite(x)}
-    if bad:
-      raise FloatingPointError(
-          f"Outer step {first_step + i} gave {bad}. Set config.estimator."
-          "drop_nonfinite to leave out copies with such a meta-loss (of no use "
-          "if all copies of a task have one), or lower config.theta_opt."
-          "learning_rate. Use another --workdir: with either change it is "
-          "another run.")
-
-
 def artifact(config: ml_collections.ConfigDict, theta: base.Theta,
              software: list[dict[str, Any]], data: dict[str, str], step: int,
              evaluation: dict[str, float] | None = None
@@ -266,7 +248,7 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
     The last state, as host arrays.
 
   Raises:
-    FloatingPointError: see `check_finite`.
+    FloatingPointError: see `metrics.check_finite`.
     Stopped: see `time_limit.Clock`.
   """
   first, written = int(state.step), time.perf_counter()
@@ -287,7 +269,7 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
         continue
       rows = jax.device_get(waiting)
       waiting = []
-      check_finite(rows, step - len(rows) + 1)
+      metrics_lib.check_finite(rows, step - len(rows) + 1)
       mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
       seconds, began = time.perf_counter() - began, time.perf_counter()
       mean["inner_steps_per_second"] = (
@@ -389,17 +371,17 @@ def main(argv: Sequence[str]) -> None:
     _fail("Interrupted. Run the same command again to continue.",
           time_limit.STATUS["SIGINT"])
   except Exception as e:  # pylint: disable=broad-except
-    message = hosts.lost(e)
-    if message is None and not isinstance(e, ERRORS):
+    lost = hosts.lost(e)
+    if lost is None and not isinstance(e, ERRORS):
       raise
-    _fail(message or f"{type(e).__name__}: {e}")
+    _fail(lost or f"{type(e).__name__}: {e}", others_live=lost is None)
 
 
-def _fail(message: str, status: int = 1) -> NoReturn:
-  """End with one line."""
+def _fail(message: str, status: int = 1, others_live: bool = True) -> NoReturn:
+  """End with one line; see `hosts.leave`."""
   if jax.distributed.is_initialized() and jax.process_count() > 1:
     hosts.say(message)
-    hosts.leave(status)
+    hosts.leave(status, others_live)
   print(message, file=sys.stderr, flush=True)
   sys.exit(status)
 

@@ -28,7 +28,10 @@ from meta_train.devices import parallel
 _GONE = re.compile(
     r"Gloo .* failed|Connection closed by peer|coordination service|"
     r"NCCL|DEADLINE_EXCEEDED|UNAVAILABLE")
-_LEAVE = 10.0  # seconds that a process with an error waits for the others
+_LEAVE = 10.0  # seconds that a process waits for others with the same error
+_LOST = 1.0  # seconds, when another process is gone
+# Seconds to wait for a host that reads its data; heartbeats find dead ones.
+_SLOWEST = 3600
 _numbers = itertools.count()  # every process calls `agree` equally often
 
 
@@ -65,7 +68,8 @@ def connect(coordinator: str | None, processes: int | None,
       coordinator, processes, process,
       initialization_timeout=initialization_timeout,
       heartbeat_timeout_seconds=heartbeat_timeout)
-  print(messages.EVENT, file=sys.stderr, flush=True)
+  met = {"process": jax.process_index(), "processes": jax.process_count()}
+  print(f"{messages.EVENT}{json.dumps(met)}", file=sys.stderr, flush=True)
 
 
 def _check(coordinator: str, processes: int | None, process: int | None,
@@ -139,14 +143,19 @@ def lost(error: Exception) -> str | None:
           "checkpoint.")
 
 
-def leave(status: int) -> NoReturn:
-  """End this process after an error, without waiting long for the others."""
+def leave(status: int, others_live: bool = True) -> NoReturn:
+  """End this process after an error, without waiting long for the others.
+
+  Args:
+    status: exit status.
+    others_live: whether the others may still need this process.
+  """
   # Not a process that ends on its own: JAX would wait for the others, for
   # minutes if they have died. The others need the coordinator until they have
   # printed their own line.
   thread = threading.Thread(target=_shut_down, daemon=True)
   thread.start()
-  thread.join(_LEAVE)
+  thread.join(_LEAVE if others_live else _LOST)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
@@ -159,12 +168,11 @@ def _shut_down() -> None:
     pass  # the others are gone
 
 
-def agree(facts: dict[str, Any], seconds: int = 300) -> None:
+def agree(facts: dict[str, Any]) -> None:
   """Raise ValueError on all processes unless their facts are equal.
 
   Args:
     facts: {name: JSON value}.
-    seconds: time to wait for the other processes.
 
   Raises:
     ValueError: names the fact, the process and both values.
@@ -185,9 +193,9 @@ def agree(facts: dict[str, Any], seconds: int = 300) -> None:
   def get(what: str, process: int) -> str:
     try:
       return str(client.blocking_key_value_get(
-          f"{prefix}/{what}/{process}", 1000 * seconds))
+          f"{prefix}/{what}/{process}", 1000 * _SLOWEST))
     except jax.errors.JaxRuntimeError as e:
-      raise OSError(f"Process {process} does not answer within {seconds} s. "
+      raise OSError(f"Process {process} does not answer within {_SLOWEST} s. "
                     "Start all processes again.") from e
 
   hashes = [get("hash", process) for process in range(jax.process_count())]

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 
-# Marks of lines of Python: always passed on; the second is an event.
+# Marks of lines of Python: a last line; what is known after all have met.
 SAID, EVENT = "\x01", "\x02"
 _CPP = re.compile(r"[WEIF]\d{4} \d\d:\d\d:\d\d\.\d{6}")
 _MORE = re.compile(
@@ -43,10 +43,14 @@ class Filter:
     """Return what to print of a line."""
     if EVENT in text:
       self.connected = True
-      return text.partition(EVENT)[0]
+      before, _, event = text.partition(EVENT)
+      self.run |= json.loads(event)
+      return before
     if SAID in text:
-      self.said, self.inside = True, False
+      self.said = True
       return text.replace(SAID, "")
+    if self.said:  # the process is about to end
+      return ""
     found = _CPP.search(text)
     if found:
       self.inside = True

@@ -216,6 +216,11 @@ def from_first(tree: Any) -> Any:
 
 def anywhere(flag: bool) -> bool:
   """Return whether the flag is set on any process."""
+  return bool(highest(int(flag)))
+
+
+def highest(number: int) -> int:
+  """Return the highest number of all processes."""
   if jax.process_count() == 1:
-    return flag
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    return number
+  return int(np.max(multihost_utils.process_allgather(np.array(number))))

@@ -135,3 +135,21 @@ def read(path: pathlib.Path, warn: bool = False) -> list[dict[str, Any]]:
           f"that are whole are kept, the damaged file is {copy}.",
           file=sys.stderr, flush=True)
   return rows
+
+
+def check_finite(rows: list[dict[str, Any]], first_step: int) -> None:
+  """Raise FloatingPointError if a metric is not finite.
+
+  Args:
+    rows: metrics of consecutive outer steps.
+    first_step: number of the first of these steps, for the message.
+  """
+  for i, row in enumerate(rows):
+    bad = {name: float(x) for name, x in row.items() if not math.isfinite(x)}
+    if bad:
+      raise FloatingPointError(
+          f"Outer step {first_step + i} gave {bad}. Set config.estimator."
+          "drop_nonfinite to leave out copies with such a meta-loss (of no use "
+          "if all copies of a task have one), or lower config.theta_opt."
+          "learning_rate. Use another --workdir: with either change it is "
+          "another run.")
