@@ -10,8 +10,8 @@ counts the faults that the program survived (the result is right, in its bytes),
 those that it refused in one line, and those of which something was lost: a
 wrong result, a hang, more than one line.
 
-Takes 10 minutes on two cores. Prints the table and writes table.md and
-results.json to the workdir. The exit status is 1 if anything was lost.
+Prints the table and writes table.md and results.json to the workdir. The exit
+status is 1 if anything was lost.
 """
 
 import functools
