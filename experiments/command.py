@@ -19,6 +19,7 @@ so that a wrong flag leaves nothing on disk.
 
 import ast
 import pathlib
+import re
 import shlex
 import sys
 from typing import Any, Callable, Sequence
@@ -28,6 +29,7 @@ from absl import flags
 from absl import logging
 import tqdm
 
+from experiments import executors
 from experiments import sweep
 
 # Errors that the user can repair. They end a command in one line; all other
@@ -57,17 +59,67 @@ def run(define_flags: Callable[[], None],
     del argv  # contains the name of the program only, see `_parse_flags`
     logging.set_verbosity(logging.WARNING)
     try:
+      if shared and _hand_out(flags.FLAGS):
+        return
       status = main(flags.FLAGS)
       if "workdir" in flags.FLAGS:
         folder = pathlib.Path(flags.FLAGS.workdir)
         write_command(folder)
         sweep.pack(folder / "cells")
+    except sweep.Incomplete as e:
+      print(e)
+      return
     except ERRORS as e:
       sys.exit(f"{type(e).__name__}: {e}")
     sys.exit(status or 0)
 
   define_flags()
+  # Commands that compute cells import `sweep`.
+  shared = sweep in main.__globals__.values()
+  if shared:
+    define_sharing()
   app.run(start, flags_parser=_parse_flags)
+
+
+def define_sharing() -> None:
+  """Define the flags --shard and --executor, for commands with cells."""
+  flags.DEFINE_string(
+      "shard", None, "I/N: compute only each N-th cell, from cell I on, and "
+      "wait for no other process. For jobs without a common disk; on a common "
+      "disk, equal commands divide the cells without this flag.")
+  flags.DEFINE_string(
+      "executor", None, "local:N: N processes on this machine compute the "
+      "cells. submitit:N: N jobs of a cluster do, if all see the workdir.")
+  flags.DEFINE_list(
+      "executor_settings", [], "Settings of the jobs of a cluster, such as "
+      "timeout_min=60,slurm_partition=gpu: name=value,...")
+
+
+def _hand_out(values: flags.FlagValues) -> bool:
+  """Do what --shard and --executor say; return whether nothing is left to do.
+
+  Raises:
+    ValueError: a malformed flag.
+    ImportError: submitit is missing.
+  """
+  if values.shard is not None:
+    match = re.fullmatch(r"(\d+)/(\d+)", values.shard)
+    if not match or int(match[1]) >= int(match[2]):
+      raise ValueError(f"--shard={values.shard}: expected I/N, with I from 0 "
+                       "to N - 1.")
+    sweep.Shard.index, sweep.Shard.count = int(match[1]), int(match[2])
+  settings = parse_settings(values.executor_settings)
+  if values.executor is None:
+    return False
+  kind, count = executors.parse(values.executor)
+  folder = pathlib.Path(values.workdir) / "jobs"
+  if kind == "local":
+    executors.run_local(count, executors.command_line(), folder)
+    return False  # all cells are done; this process makes the report
+  jobs = executors.submit(count, executors.command_line(), folder, settings)
+  print(f"Submitted {', '.join(jobs)}. The last one to end writes the results; "
+        f"what the jobs print is in {folder}.")
+  return True
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -88,11 +140,8 @@ def write_command(folder: pathlib.Path) -> None:
   `run` does this at the end. A command that takes long calls it at the start,
   too, so that a killed run can be repeated.
   """
-  # `python -m package.module` sets the spec; `python file.py` does not.
-  spec = sys.modules["__main__"].__spec__
-  program = sys.argv[0] if spec is None else f"-m {spec.name}"
   (folder / "command.txt").write_text(
-      f"python {program} {shlex.join(sys.argv[1:])}\n")
+      f"python {shlex.join(executors.command_line()[1:])}\n")
 
 
 def define_workdir() -> None:

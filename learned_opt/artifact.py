@@ -28,6 +28,7 @@ from safetensors import numpy as safetensors_numpy
 from learned_opt import base
 from learned_opt import optimizers
 from learned_opt import registry
+from learned_opt import strict_json
 from learned_opt.scaling import parametrizations
 
 FORMAT_VERSION = 1
@@ -39,6 +40,7 @@ FIELDS = {
 MAX_BYTES = 2**28  # of a file; the largest published theta has 5 MB
 MAX_HEADER = 2**22  # bytes of names and metadata, parsed by Python
 MAX_INTEGER = 2**12  # of settings: widths and counts, which programs loop over
+MAX_NUMBER = 1e6  # of settings and theta: far more gives infinite updates
 MAX_MESSAGE = 2000  # characters
 
 
@@ -64,7 +66,8 @@ def refusing(subject: str) -> Iterator[None]:
     kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
     # The message may quote the file. Control characters of the file must not
     # reach a terminal, so everything unprintable is escaped.
-    text = f"{kind}{e}".encode("ascii", "backslashreplace").decode()
+    text = f"{kind}{e}" if str(e) else type(e).__name__
+    text = text.encode("ascii", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if len(text) > MAX_MESSAGE:
       text = f"{text[:MAX_MESSAGE]} ..."
@@ -129,6 +132,9 @@ class Artifact:
     for name, x in flatten(self.theta).items():
       if not np.all(np.isfinite(x)):
         raise ArtifactError(f"theta[{name!r}] has numbers that are not finite.")
+      if not np.all(np.abs(x) <= MAX_NUMBER):
+        raise ArtifactError(
+            f"theta[{name!r}] has numbers beyond {MAX_NUMBER:g}.")
 
   @property
   def lopt(self) -> base.LearnedOptimizer:
@@ -157,11 +163,14 @@ def _range(values: Iterable[Any]) -> tuple[int, int] | None:
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-  """Raise ArtifactError if a setting is a huge integer, see MAX_INTEGER."""
+  """Raise ArtifactError if a setting is a huge number or not finite."""
   for name, value in settings.items():
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
       raise ArtifactError(
           f"the setting {name} is {value}, more than {MAX_INTEGER}.")
+    if isinstance(value, float) and not abs(value) <= MAX_NUMBER:
+      raise ArtifactError(
+          f"the setting {name} is {value}, not within {MAX_NUMBER:g}.")
 
 
 def flatten(theta: Any) -> dict[str, np.ndarray]:
@@ -217,6 +226,8 @@ def write(path: str | os.PathLike[str], artifact: Artifact) -> None:
   Raises:
     OSError: the folder is missing or not writable.
     TypeError: settings or record are not JSON values.
+    ValueError: settings or record have numbers that are not finite, which JSON
+      does not have.
   """
   flat = flatten(artifact.theta)
   header = {
@@ -226,7 +237,7 @@ def write(path: str | os.PathLike[str], artifact: Artifact) -> None:
       "licence": artifact.licence, "sha256": sha256(flat)}
   header["header_sha256"] = header_sha256(header)
   content = safetensors_numpy.save(
-      flat, {"mulo": json.dumps(header, sort_keys=True)})
+      flat, {"mulo": json.dumps(header, sort_keys=True, allow_nan=False)})
   path = pathlib.Path(path)
   # A temporary file in the same folder takes the name when all is on the disk.
   with tempfile.NamedTemporaryFile(
@@ -277,8 +288,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
   if not path.is_file():
     raise FileNotFoundError(f"{path} is not a file.")
   with open(path, "rb") as file:
-    content = file.read(MAX_BYTES + 1)
-  if len(content) > MAX_BYTES:
+    # The size first: a large file must not fill the memory. It may grow.
+    size = os.fstat(file.fileno()).st_size
+    content = b"" if size > MAX_BYTES else file.read(MAX_BYTES + 1)
+  if max(size, len(content)) > MAX_BYTES:
     raise ArtifactError(
         f"{path} was refused: it has more than {MAX_BYTES} bytes.")
   return content
@@ -295,7 +308,11 @@ def tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   if len(content) < 8 or size > min(MAX_HEADER, len(content) - 8):
     raise ArtifactError("it is not a safetensors file, or its header is cut "
                         f"off or has more than {MAX_HEADER} bytes.")
-  metadata = json.loads(content[8:8 + size]).get("__metadata__", {})
+  header = strict_json.parse(content[8:8 + size])
+  metadata = None if not isinstance(header, dict) else header.get(
+      "__metadata__", {})
+  if not isinstance(metadata, dict):
+    raise ArtifactError("its header is not a table of tensors and metadata.")
   return safetensors_numpy.load(content), metadata
 
 
@@ -305,7 +322,7 @@ def _parse(content: bytes, trust: Collection[str]) -> Artifact:
   text = metadata.get("mulo")
   if text is None:
     raise ArtifactError("it is a safetensors file, but not one of mulo's.")
-  header = json.loads(text)
+  header = strict_json.parse(text)
   _check_header(header, flat)
   # Before the first look-up of a name, because a look-up may import code.
   _check_trust((header["optimizer"], header["parametrization"]), trust)

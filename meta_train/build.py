@@ -18,6 +18,7 @@ from learned_opt import registry
 from learned_opt.scaling import parametrizations
 from meta_train import base
 from meta_train import estimators
+from meta_train import ranges
 from meta_train import selection
 from meta_train import step as step_lib
 from meta_train import unroll
@@ -27,6 +28,7 @@ from tasks import augment
 from tasks import base as tasks_base
 from tasks import families
 from tasks import normalizers
+from tasks.data import identity
 
 # Settings in the section of a task that are not settings of its family.
 NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps", "normalizer")
@@ -46,12 +48,14 @@ class Program(NamedTuple):
     data: `(first, last) -> iterable of {task: data}`, one entry for each outer
       step that follows the first `first` steps, up to step `last`.
     devices: the mesh that the functions run on.
+    identity: {task: hash of its data}.
   """
 
   init: step_lib.InitFn
   step: step_lib.StepFn
   data: DataFn
   devices: jax.sharding.Mesh
+  identity: dict[str, str]
 
 
 def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
@@ -84,7 +88,9 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
         built_tasks, config.estimator, config.seed, config.copies, devices)
   else:
     data = _resident_data(built_tasks, devices)
-  return Program(init, step, data, devices)
+  return Program(init, step, data, devices, {
+      name: identity.sha256(task.data)
+      for name, (task, _) in built_tasks.items()})
 
 
 def start(config: ml_collections.ConfigDict) -> artifact_lib.Artifact:
@@ -322,14 +328,7 @@ def _imported_theta_optimizer(name: str, num_steps: int
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raise ValueError if a number or a section of the config makes no sense."""
-  for key in ("num_steps", "copies", "log_every", "checkpoint_every",
-              "keep_checkpoints"):
-    if config[key] < 1:
-      raise ValueError(f"config.{key} must be at least 1, got {config[key]}.")
-  for key in ("max_minutes", "devices"):
-    if config[key] < 0:
-      raise ValueError(
-          f"config.{key} must not be negative, got {config[key]}.")
+  ranges.check(config)
   # Rows of metrics are written every log_every steps. Checkpoints and
   # evaluations happen at these steps only.
   for key, value in (("checkpoint_every", config.checkpoint_every),
@@ -341,12 +340,6 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.stream and config.estimator.name.startswith("full_"):
     raise ValueError("config.stream is for estimators that make one truncation "
                      f"in an outer step, not for {config.estimator.name}.")
-  if not 0 <= config.average <= 1:
-    raise ValueError("config.average must be a fraction of the outer steps, "
-                     f"from 0 to 1, got {config.average}.")
-  if config.theta_opt.clip <= 0:
-    raise ValueError(
-        f"theta_opt.clip must be positive, got {config.theta_opt.clip}.")
   if not 0 <= config.theta_opt.warmup < config.num_steps:
     raise ValueError(
         f"theta_opt.warmup ({config.theta_opt.warmup}) must be less than "
@@ -359,9 +352,6 @@ def _check_tasks(sections: Mapping[str, Mapping[str, Any]],
   if not sections:
     raise ValueError("config.tasks is empty: there is nothing to train on.")
   for name, section in sections.items():
-    if section.get("weight", 1.0) <= 0:
-      raise ValueError(f"config.tasks.{name}.weight must be positive, got "
-                       f"{section['weight']}.")
     if "num_steps" in section:
       raise ValueError(f"config.tasks.{name}.num_steps means nothing: lengths "
                        "of episodes are set in config.estimator.")

@@ -12,7 +12,7 @@ in the file follows after "=", not after a space.
 import pathlib
 import re
 import sys
-from typing import Any
+from typing import Any, Sequence
 
 from absl import flags
 import ml_collections
@@ -43,15 +43,35 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS
     flag_values: the defined flags.
 
   Returns:
-    The arguments that are not flags.
+    The name of the program.
 
   Raises:
-    SystemExit: a wrong flag; the message is one line.
+    SystemExit: a wrong flag, or an argument that is none; the message is one
+      line.
   """
   try:
-    return flag_values(argv)
+    program, *unexpected = flag_values(argv)
   except flags.Error as e:
     sys.exit(str(e))
+  if unexpected:
+    sys.exit(f"Unexpected arguments {unexpected}; a flag is --name=value.")
+  return [program]
+
+
+def parse_again(argv: Sequence[str]) -> None:
+  """Parse the flags of another command line; none of an earlier one remain.
+
+  Args:
+    argv: as `sys.argv`.
+  """
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  old = sys.argv
+  sys.argv = list(argv)  # where config_flags looks for keys of the config
+  try:
+    parse_flags(sys.argv)
+  finally:
+    sys.argv = old
 
 
 def check_key(config: ml_collections.ConfigDict, key: str) -> None:

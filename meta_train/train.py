@@ -8,17 +8,17 @@ config.evaluation also best.safetensors; and at the end theta.safetensors, which
 `mulo.load` reads.
 
 On several hosts, start the command on each of them with
---coordinator=address:port, --num_processes and --process_id. On a Cloud TPU or
-under Slurm, --cluster finds out all three. Only process 0 writes files.
+--coordinator=address:port, --num_processes and --process_id. On a Cloud TPU,
+under Slurm or in a JobSet, --cluster finds out all three. Only process 0 writes
+files. examples/launch/ has jobs for clusters.
 """
 
 import contextlib
 import json
 import pathlib
-import signal
 import sys
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, NoReturn, Sequence
 
 from absl import app
 from absl import flags
@@ -34,13 +34,15 @@ from meta_train import base
 from meta_train import build
 from meta_train import config_flag
 from meta_train import time_limit
+from meta_train.devices import hosts
 from meta_train.devices import parallel
-from meta_train.workdir import checkpoint
+from meta_train.workdir import files as files_lib
 from meta_train.workdir import metrics as metrics_lib
 from meta_train.workdir import run_record
 
-PREEMPTED = 128 + signal.SIGTERM  # exit status
-
+# Errors that the user can repair. They end the command in one line; all other
+# errors are bugs and keep their traceback.
+ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 # `(step, theta)` -> metrics of the evaluation.
 SelectFn = Callable[[int, base.Theta], dict[str, float]]
 
@@ -49,7 +51,7 @@ class Stopped(Exception):
   """Meta-training stopped before its last step, after saving a checkpoint.
 
   Attributes:
-    reason: "SIGTERM" or "max_minutes".
+    reason: see `time_limit.Clock.reason`.
   """
 
   def __init__(self, reason: str, step: int, num_steps: int):
@@ -66,26 +68,8 @@ class Stopped(Exception):
     self.reason = reason
 
 
-def check_finite(rows: list[dict[str, Any]], first_step: int) -> None:
-  """Raise FloatingPointError if a metric is not finite.
-
-  Args:
-    rows: metrics of consecutive outer steps.
-    first_step: number of the first of these steps, for the message.
-  """
-  for i, row in enumerate(rows):
-    bad = {name: float(x) for name, x in row.items() if not np.isfinite(x)}
-    if bad:
-      raise FloatingPointError(
-          f"Outer step {first_step + i} gave {bad}. Set config.estimator."
-          "drop_nonfinite to leave out copies with such a meta-loss (of no use "
-          "if all copies of a task have one), or lower config.theta_opt."
-          "learning_rate. Use another --workdir: with either change it is "
-          "another run.")
-
-
 def artifact(config: ml_collections.ConfigDict, theta: base.Theta,
-             software: list[dict[str, Any]], step: int,
+             software: list[dict[str, Any]], data: dict[str, str], step: int,
              evaluation: dict[str, float] | None = None
              ) -> artifact_lib.Artifact:
   """Return the artifact of a theta.
@@ -93,18 +77,22 @@ def artifact(config: ml_collections.ConfigDict, theta: base.Theta,
   Args:
     config: config of the run.
     theta: meta-parameters, host arrays.
-    software: see `run_record.note_software`.
+    software: see `run_record.note`.
+    data: {task: hash of its data}.
     step: outer steps taken.
     evaluation: losses that theta was chosen for, if it was.
   """
   result_config = run_record.result_config(config)
   record = {
-      "config": result_config, "software": software, "seed": config.seed,
-      "steps": step, "tasks": result_config["tasks"],
+      "config": result_config, "software": software, "data": data,
+      "seed": config.seed, "steps": step, "tasks": result_config["tasks"],
       "horizon": [config.estimator.shortest, config.estimator.longest]}
   if evaluation is not None:
+    # JSON has no NaN.
+    losses = {name: x if np.isfinite(x) else None
+              for name, x in evaluation.items()}
     record["evaluation"] = {
-        "loss": evaluation, "config": config.evaluation.to_dict()}
+        "loss": losses, "config": config.evaluation.to_dict()}
   settings = optimizers.all_settings(
       config.optimizer.name, **build.settings_of(config.optimizer.to_dict()))
   return artifact_lib.Artifact(
@@ -126,11 +114,12 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
     Path of theta.safetensors.
 
   Raises:
-    ValueError: the config makes no sense, or the workdir holds a run with
-      another config.
+    ValueError: the config makes no sense, the workdir holds a run with another
+      config or other data, or other processes have others.
     FloatingPointError: a meta-loss was not finite.
-    OSError: the workdir cannot be written, or no checkpoint can be read.
-    Stopped: SIGTERM, or config.max_minutes is over.
+    OSError: the workdir cannot be written or is in use, no checkpoint can be
+      read, or another process does not answer.
+    Stopped: a signal, or config.max_minutes is over.
   """
   clock = time_limit.Clock(config.max_minutes)
   folder = pathlib.Path(workdir)
@@ -139,7 +128,8 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
   if config.start and not config.start_sha256:
     config = config.copy_and_resolve_references()
     config.start_sha256 = artifact_lib.sha256(build.start(config).theta)
-  with _together():
+  hosts.agree(run_record.facts(config))
+  with hosts.together():
     run_record.compare_config(config, folder / "config.json")
     _compare_evaluation(config, folder / "best.safetensors")
   if parallel.anywhere(result.exists()):
@@ -147,54 +137,40 @@ def meta_train(config: ml_collections.ConfigDict, workdir: str,
       _read(config, result)  # raises if the file is damaged
     print(f"{folder} is finished: {result}", flush=True)
     return result
-  program = build.build(config, data_dir)
+  with clock, hosts.together():
+    program = build.build(config, data_dir)
+  hosts.agree({f"data of {k}": v for k, v in program.identity.items()})
   first_process = jax.process_index() == 0
   like = jax.eval_shape(program.init)
   with contextlib.ExitStack() as stack:
     stack.enter_context(clock)
-    checkpointer = restored = evaluator = None
-    software: list[dict[str, Any]] = []
-    with _together():
+    files = restored = evaluator = None
+    with hosts.together():
       if first_process:
         if config.evaluation.every:
           evaluator = build.evaluator(config, data_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        software = run_record.note_software(
-            config, folder / "config.json", program.devices.size)
-        checkpointer = stack.enter_context(checkpoint.Checkpointer(
-            folder / "checkpoints", config.keep_checkpoints))
-        restored = checkpointer.restore_latest(like)
+        files = stack.enter_context(files_lib.opened(
+            config, folder, program.devices.size, program.identity))
+        restored = files.checkpointer.restore_latest(like)
+        if restored is None:
+          files_lib.begins_anew(folder)
     state = _begin(program, like, restored)
     writer = stack.enter_context(metrics_lib.Writer(
         folder / "metrics.jsonl" if first_process else None, int(state.step),
         folder / "tensorboard" if tensorboard else None))
     select = None
-    if evaluator is not None:
-      select = _selector(config, evaluator, software, writer, folder)
-    state = _loop(config, program, state, checkpointer, writer, clock, select)
-  if first_process:
-    theta = state.average if config.average else state.theta
-    artifact_lib.write(result, artifact(
-        config, theta, software, config.num_steps))
-    print(f"{writer.summary(result)}\n"
-          f"sha256 of theta: {artifact_lib.sha256(theta)}", flush=True)
+    if evaluator is not None and files is not None:
+      select = _selector(config, program, evaluator, files, writer)
+    state = _loop(config, program, state, files, writer, clock, select)
+    if files is not None:
+      files.checkpointer.wait()
+      files.check()
+      theta = state.average if config.average else state.theta
+      artifact_lib.write(result, artifact(
+          config, theta, files.software, program.identity, config.num_steps))
+      print(f"{writer.summary(result)}\n"
+            f"sha256 of theta: {artifact_lib.sha256(theta)}", flush=True)
   return result
-
-
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-  """Re-raise an exception of one process on all processes.
-
-  Otherwise the other processes would wait forever in a collective.
-  """
-  error = None
-  try:
-    yield
-  except Exception as e:  # pylint: disable=broad-except
-    error = e
-  if parallel.anywhere(error is not None):
-    raise error or OSError(
-        "Another process failed; see the error message of that process.")
 
 
 def _read(config: ml_collections.ConfigDict, path: pathlib.Path
@@ -238,23 +214,22 @@ def _begin(program: build.Program, like: base.MetaState,
   return parallel.place(restored, program.devices)
 
 
-def _selector(config: ml_collections.ConfigDict,
+def _selector(config: ml_collections.ConfigDict, program: build.Program,
               evaluator: Callable[[base.Theta], dict[str, float]],
-              software: list[dict[str, Any]], writer: metrics_lib.Writer,
-              folder: pathlib.Path) -> SelectFn:
+              files: files_lib.Files, writer: metrics_lib.Writer) -> SelectFn:
   """Return a function that evaluates theta and saves the best theta so far."""
   def select(step: int, theta: base.Theta) -> dict[str, float]:
     losses = evaluator(theta)
     if losses["evaluation"] < writer.lowest("evaluation"):
       artifact_lib.write(
-          folder / "best.safetensors", artifact(
-              config, theta, software, step, losses))
+          files.folder / "best.safetensors", artifact(
+              config, theta, files.software, program.identity, step, losses))
     return losses
   return select
 
 
 def _loop(config: ml_collections.ConfigDict, program: build.Program,
-          state: base.MetaState, checkpointer: checkpoint.Checkpointer | None,
+          state: base.MetaState, files: files_lib.Files | None,
           writer: metrics_lib.Writer, clock: time_limit.Clock,
           select: SelectFn | None) -> base.MetaState:
   """Take outer steps until config.num_steps.
@@ -263,7 +238,7 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
     config: config of the run.
     program: the program.
     state: state before the first step, on the devices.
-    checkpointer: None on all processes but process 0.
+    files: None on all processes but process 0.
     writer: writer of metrics.
     clock: decides when to stop.
     select: see `_selector`; None without evaluation, and on all processes but
@@ -273,7 +248,7 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
     The last state, as host arrays.
 
   Raises:
-    FloatingPointError: see `check_finite`.
+    FloatingPointError: see `metrics.check_finite`.
     Stopped: see `time_limit.Clock`.
   """
   first, written = int(state.step), time.perf_counter()
@@ -283,7 +258,7 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
   waiting, began = [], time.perf_counter()
   with tqdm.tqdm(
       total=config.num_steps, initial=first, desc="meta-training", unit="step",
-      disable=checkpointer is None, smoothing=0.3,
+      disable=files is None, smoothing=0.3,
       mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
     for step, data in enumerate(program.data(first, config.num_steps),
                                 first + 1):
@@ -294,7 +269,7 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
         continue
       rows = jax.device_get(waiting)
       waiting = []
-      check_finite(rows, step - len(rows) + 1)
+      metrics_lib.check_finite(rows, step - len(rows) + 1)
       mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
       seconds, began = time.perf_counter() - began, time.perf_counter()
       mean["inner_steps_per_second"] = (
@@ -306,6 +281,8 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
         began = time.perf_counter()  # evaluation time is not time of steps
       mean["seconds"] = time.perf_counter() - written
       written += mean["seconds"]
+      if files is not None:
+        files.check()
       writer.write(step, mean)
       bar.update(len(rows))
       bar.set_postfix_str(
@@ -315,8 +292,8 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
       if reason or step % config.checkpoint_every == 0:
         # On all processes: each one sends its part of the state.
         host_state = parallel.fetch(state)
-        if checkpointer is not None:
-          checkpointer.save(host_state)
+        if files is not None:
+          files.save(host_state)
       if reason:
         raise Stopped(reason, step, config.num_steps)
   last_state: base.MetaState = parallel.fetch(state)
@@ -325,6 +302,8 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
 
 def define_flags() -> None:
   """Define the flags; not at import, because absl's flags are global."""
+  if config_flag.NAME in flags.FLAGS:
+    return
   config_flag.define()
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_string(
@@ -340,6 +319,12 @@ def define_flags() -> None:
   flags.DEFINE_bool(
       "cluster", False, "Multi-host run: detect coordinator, number of "
       "processes and process id from the cluster.")
+  flags.DEFINE_integer(
+      "initialization_timeout", 300, "Multi-host run: seconds to wait for all "
+      "processes at the start.", lower_bound=1)
+  flags.DEFINE_integer(
+      "heartbeat_timeout", 100, "Multi-host run: seconds without a sign of "
+      "life after which a process counts as dead.", lower_bound=1)
   flags.mark_flags_as_required(  # type: ignore[no-untyped-call]
       ["config", "workdir"])
 
@@ -351,19 +336,29 @@ def connect(values: flags.FlagValues) -> None:
     ValueError: some of the flags of a multi-host run are missing.
   """
   logging.set_verbosity(logging.WARNING)
-  parallel.set_cpu_devices(values.config.devices)
+  build.check(values.config)  # before anything is allocated
+  parallel.set_cpu_devices(values.config.devices, values.config.copies)
   given = (values.coordinator, values.num_processes, values.process_id)
   if values.cluster or any(x is not None for x in given):
     if not values.cluster and any(x is None for x in given):
       raise ValueError("Several processes need all of --coordinator, "
                        f"--num_processes and --process_id, got {given}.")
-    parallel.connect(*given)
+    hosts.connect(
+        *given, values.initialization_timeout, values.heartbeat_timeout)
 
 
-def main(argv: list[str]) -> None:
-  """Run `meta_train` with the parsed flags."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+def main(argv: Sequence[str]) -> None:
+  """Run `meta_train` as a command; also from Python, several times.
+
+  Args:
+    argv: the command line, as `sys.argv`.
+
+  Raises:
+    SystemExit: an error, or a signal that stopped the run.
+  """
+  define_flags()
+  if len(argv) > 1:  # not from app.run, which has parsed them
+    config_flag.parse_again(argv)
   values = flags.FLAGS
   try:
     connect(values)
@@ -371,9 +366,24 @@ def main(argv: list[str]) -> None:
                values.tensorboard)
   except Stopped as e:
     print(e, flush=True)
-    sys.exit(PREEMPTED if e.reason == "SIGTERM" else 0)
-  except (ValueError, FloatingPointError, OSError, ImportError) as e:
-    sys.exit(f"{type(e).__name__}: {e}")
+    sys.exit(time_limit.STATUS.get(e.reason, 0))
+  except KeyboardInterrupt:
+    _fail("Interrupted. Run the same command again to continue.",
+          time_limit.STATUS["SIGINT"])
+  except Exception as e:  # pylint: disable=broad-except
+    lost = hosts.lost(e)
+    if lost is None and not isinstance(e, ERRORS):
+      raise
+    _fail(lost or f"{type(e).__name__}: {e}", others_live=lost is None)
+
+
+def _fail(message: str, status: int = 1, others_live: bool = True) -> NoReturn:
+  """End with one line; see `hosts.leave`."""
+  if jax.distributed.is_initialized() and jax.process_count() > 1:
+    hosts.say(message)
+    hosts.leave(status, others_live)
+  print(message, file=sys.stderr, flush=True)
+  sys.exit(status)
 
 
 if __name__ == "__main__":

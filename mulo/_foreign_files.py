@@ -76,11 +76,18 @@ def _unpack(msgpack: Any, content: bytes) -> Any:
           f"it has more than {MAX_ENTRIES} entries.")
     return entries
 
+  def once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    count(pairs)
+    table = dict(pairs)
+    if len(table) < len(pairs):
+      raise artifact_lib.ArtifactError("it has a table with one name twice.")
+    return table
+
   # The parser allocates a list as soon as its length is announced, so long
   # lists are refused. The only lists in files of flax are shapes.
   bounds: dict[str, Any] = dict(
       max_array_len=MAX_AXES, max_map_len=MAX_ENTRIES, list_hook=count,
-      object_hook=count, max_str_len=MAX_NAME)
+      object_pairs_hook=once, max_str_len=MAX_NAME)
 
   def extension(code: int, data: bytes) -> np.ndarray:
     count(())

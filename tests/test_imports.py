@@ -20,8 +20,9 @@ ALLOWED = {
     "learned_opt.kinds": ("learned_opt.base",),
     "learned_opt.artifact": (
         "learned_opt.base", "learned_opt.registry", "learned_opt.optimizers",
-        "learned_opt.scaling.parametrizations"),
+        "learned_opt.scaling.parametrizations", "learned_opt.strict_json"),
     "learned_opt.schedules": (),
+    "learned_opt.strict_json": (),
     # How an update is computed, and how it scales, know nothing of each other.
     "learned_opt.update": ("learned_opt.base", "learned_opt.kinds"),
     "learned_opt.scaling": (
@@ -45,8 +46,10 @@ ALLOWED = {
         "tasks.base"),
     "meta_train.configs": ("tasks.suites",),
     "experiments": PACKAGES,
-    "experiments.command": ("experiments.sweep",),
-    "experiments.sweep": ()}
+    "experiments.command": ("experiments.executors", "experiments.sweep"),
+    "experiments.executors": (),
+    # Claims are files of a workdir, of meta-training and of studies.
+    "experiments.sweep": ("meta_train.workdir.claim",)}
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -31,8 +31,10 @@ def cpu_cores() -> int:
   return os.cpu_count() or 1
 
 
-def set_cpu_devices(at_most: int = 0) -> None:
+def set_cpu_devices(at_most: int = 0, copies: int | None = None) -> None:
   """Create CPU devices for `mesh`; call it before any other use of JAX.
+
+  After that, nothing happens: the devices stay as they are.
 
   Creates more devices than `mesh` uses. JAX has as many threads as CPU devices.
   A device that waits for another device, or for its part of a matrix product,
@@ -40,8 +42,14 @@ def set_cpu_devices(at_most: int = 0) -> None:
 
   Args:
     at_most: see `mesh`.
+    copies: see `mesh`, which uses no more devices.
   """
-  jax.config.update("jax_num_cpu_devices", 2 * (at_most or cpu_cores()) + 1)
+  count = at_most or cpu_cores()
+  count = count if copies is None else min(count, copies)
+  try:
+    jax.config.update("jax_num_cpu_devices", 2 * count + 1)
+  except RuntimeError:
+    pass  # JAX was used before, in a process that calls this program
 
 
 def mesh(copies: int, at_most: int = 0) -> jax.sharding.Mesh:
@@ -193,20 +201,6 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(fetch_array, tree)
 
 
-def connect(coordinator: str | None, processes: int | None,
-            process: int | None) -> None:
-  """Join the processes of a multi-host run; call it before any use of JAX.
-
-  Args:
-    coordinator: address:port of process 0. None: JAX detects all three
-      arguments, on a Cloud TPU or under Slurm.
-    processes: number of processes.
-    process: number of this process, from 0.
-  """
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(coordinator, processes, process)
-
-
 def from_first(tree: Any) -> Any:
   """Return the host arrays of process 0, on every process."""
   if jax.process_count() == 1:
@@ -222,6 +216,11 @@ def from_first(tree: Any) -> Any:
 
 def anywhere(flag: bool) -> bool:
   """Return whether the flag is set on any process."""
+  return bool(highest(int(flag)))
+
+
+def highest(number: int) -> int:
+  """Return the highest number of all processes."""
   if jax.process_count() == 1:
-    return flag
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    return number
+  return int(np.max(multihost_utils.process_allgather(np.array(number))))

@@ -1,9 +1,14 @@
 """Checkpoints of the MetaState, written in the background."""
 
+import contextlib
 import hashlib
+import logging
 import pathlib
 import shutil
 import sys
+import threading
+import traceback
+from typing import Any, Iterator
 
 import jax
 import numpy as np
@@ -29,6 +34,10 @@ class Checkpointer:
       keep: number of checkpoints to keep.
     """
     folder.mkdir(exist_ok=True)
+    # Threads of orbax print every error, which reaches `_writing` as well.
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    self._old_hook = threading.excepthook
+    threading.excepthook = self._thread_error
     self._manager = ocp.CheckpointManager(
         folder.absolute(), options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=False, cleanup_tmp_directories=True,
@@ -40,9 +49,20 @@ class Checkpointer:
   def save(self, state: base.MetaState) -> None:
     """Start writing a state of host arrays, after earlier states are written.
     """
-    self._manager.save(int(state.step), args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        hash=ocp.args.JsonSave({"sha256": _hash(state)})))
+    with self._writing():
+      self._manager.save(int(state.step), args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          hash=ocp.args.JsonSave({"sha256": _hash(state)})))
+
+  def wait(self) -> None:
+    """Wait until everything is written."""
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  def any(self) -> bool:
+    """Return whether a checkpoint is complete."""
+    folder = pathlib.Path(self._manager.directory)
+    return any(path.name.isdigit() for path in folder.iterdir())
 
   def restore_latest(self, like: base.MetaState) -> base.MetaState | None:
     """Return the newest readable state, or None if there is no checkpoint.
@@ -101,7 +121,36 @@ class Checkpointer:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    self._manager.close()
+    try:
+      with self._writing():
+        self._manager.close()
+    finally:
+      threading.excepthook = self._old_hook
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turn what can go wrong in writing into one OSError of one line."""
+    try:
+      yield
+    except Exception as e:
+      reason = " ".join(str(e).split())[:300]
+      raise OSError(
+          f"A checkpoint cannot be written to {self._manager.directory} "
+          f"({type(e).__name__}: {reason}). Earlier checkpoints are not lost: "
+          "see that there is space, and run the same command again.") from e
+
+  def _thread_error(self, error: Any) -> None:
+    frames = traceback.extract_tb(error.exc_traceback)
+    if not any(_is_orbax(frame.filename) for frame in frames):
+      self._old_hook(error)
+
+
+def _is_orbax(path: str) -> bool:
+  return "orbax" in pathlib.Path(path).parts
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  return not _is_orbax(record.pathname)
 
 
 def _hash(state: base.MetaState) -> str:

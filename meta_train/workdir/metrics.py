@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from typing import Any, TextIO
 
@@ -30,7 +31,7 @@ class Writer:
     """
     self._first, self._began = step, time.monotonic()
     # A new run has no rows, not even the row of step 0: it is written again.
-    self._rows = [row for row in read(path) if row["step"] <= step
+    self._rows = [row for row in read(path, warn=True) if row["step"] <= step
                   ] if path and step else []
     self._file: TextIO | None = None
     self._board: Any = None
@@ -106,12 +107,49 @@ def _board(folder: pathlib.Path) -> Any:
   return SummaryWriter(str(folder))
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Return the rows of a metrics file, up to the first unfinished line."""
+def read(path: pathlib.Path, warn: bool = False) -> list[dict[str, Any]]:
+  """Return the rows of a metrics file that are whole.
+
+  Args:
+    path: the file, which may be missing.
+    warn: copy the file to metrics.damaged.jsonl and say so, if it has a line
+      that is not a row. An unfinished last line is usual after a kill.
+  """
   rows: list[dict[str, Any]] = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  text = path.read_bytes() if path.exists() else b""
+  bad = []
+  for number, line in enumerate(text.splitlines(), 1):
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if isinstance(row, dict) and type(row.get("step")) is int:
+      rows.append(row)
+    else:
+      bad.append(number)
+  unfinished = [] if text.endswith(b"\n") else [text.count(b"\n") + 1]
+  if warn and bad and bad != unfinished:
+    copy = path.with_suffix(f".damaged{path.suffix}")
+    copy.write_bytes(text)
+    print(f"Warning: line {bad[0]} of {path} is not a row of metrics. All rows "
+          f"that are whole are kept, the damaged file is {copy}.",
+          file=sys.stderr, flush=True)
   return rows
+
+
+def check_finite(rows: list[dict[str, Any]], first_step: int) -> None:
+  """Raise FloatingPointError if a metric is not finite.
+
+  Args:
+    rows: metrics of consecutive outer steps.
+    first_step: number of the first of these steps, for the message.
+  """
+  for i, row in enumerate(rows):
+    bad = {name: float(x) for name, x in row.items() if not math.isfinite(x)}
+    if bad:
+      raise FloatingPointError(
+          f"Outer step {first_step + i} gave {bad}. Set config.estimator."
+          "drop_nonfinite to leave out copies with such a meta-loss (of no use "
+          "if all copies of a task have one), or lower config.theta_opt."
+          "learning_rate. Use another --workdir: with either change it is "
+          "another run.")
