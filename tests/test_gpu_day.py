@@ -18,7 +18,7 @@ def test_dry_run(tmp_path):
   assert list(tables) == [*gpu_day.SHARES, "meta_training"]
   assert [row for rows in tables.values() for row in rows if "error" in row
           ] == []
-  assert len(tables["steps"]) == 2 and len(tables["throughput"]) == 2
+  assert len(tables["steps"]) == 2 and len(tables["parity"]) == 3
   assert max(row["largest relative difference"]
              for row in tables["parity"]) < 1e-3
   assert mulo.read(tmp_path / "day" / "theta.safetensors").optimizer == "mulo2"

@@ -65,6 +65,8 @@ def define_flags() -> None:
 
 def main(args: flags.FlagValues) -> None:
   """Compile all optimizers, then write and print the table."""
+  workdir = pathlib.Path(args.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
   reason = hopper.why_not()
   if reason:
     print(f"Skipped. {reason}")
@@ -75,8 +77,6 @@ def main(args: flags.FlagValues) -> None:
       rows.append(measure(name, optimizer_cases.CASES[name](), params))
       bar.update()
   table = pd.DataFrame(rows)
-  workdir = pathlib.Path(args.workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   table.to_csv(workdir / "results.csv", index=False)
   text = (f"{args.network}, {len(jax.tree.leaves(params))} tensors, "
           f"{networks.size(params):,} parameters; jax {jax.__version__}, "

@@ -222,8 +222,20 @@ def _plugin():
 
 def _device():
   """Return a device that can be compiled for, and nothing else."""
-  return topologies.get_topology_desc(
+  describe = lambda: topologies.get_topology_desc(
       platform="cuda", target_config=TARGET, topology="1x1x1").devices[0]
+  try:
+    return describe()
+  except NotImplementedError:
+    # Without CUDA libraries, JAX leaves the plugin out unless it is told that
+    # the plugin is not to run anything.
+    chosen = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")
+    try:
+      _plugin().initialize()
+    finally:
+      jax.config.update("jax_platforms", chosen)
+    return describe()
 
 
 @contextlib.contextmanager
