@@ -75,15 +75,21 @@ def main(args: flags.FlagValues) -> None:
   with command.progress(len(args.optimizers), "optimizer", "compiling") as bar:
     for name in args.optimizers:
       rows.append(measure(name, optimizer_cases.CASES[name](), params))
+      text = _write(rows, args.network, params, workdir)
       bar.update()
+  print(text)
+
+
+def _write(rows, network, params, workdir):
+  """Write the files, as far as they go, and return the text of table.md."""
   table = pd.DataFrame(rows)
   table.to_csv(workdir / "results.csv", index=False)
-  text = (f"{args.network}, {len(jax.tree.leaves(params))} tensors, "
+  text = (f"{network}, {len(jax.tree.leaves(params))} tensors, "
           f"{networks.size(params):,} parameters; jax {jax.__version__}, "
           "compiled for an H100 without one.\n\n" + table.to_markdown(
               index=False, floatfmt=".3g") + "\n")
   (workdir / "table.md").write_text(text)
-  print(text)
+  return text
 
 
 if __name__ == "__main__":
