@@ -7,8 +7,8 @@ python -m meta_train.train --config=meta_train/configs/gpu.py \
 
 A GPU takes about as long for a step of a thousand tiny networks as for a step
 of one, so copies are many and outer steps few. All tasks are in one program,
-which is compiled in each run; six of the fifteen tasks of mulo_s2, one of each
-kind of data, keep that to a part of a run of ten minutes.
+which is compiled in each run; six of the tasks of mulo_s2 keep that to a part
+of a run of ten minutes.
 
 The recipe has never run on a GPU. The number of copies is a first choice:
 `gpu_day` measures the speed from 64 copies on, and metrics.jsonl has the signal
@@ -19,7 +19,7 @@ import ml_collections
 
 from meta_train.configs import mulo_s2
 
-TASKS = ("diabetes", "wine", "heavy_tails", "mlp", "rows", "sums")
+TASKS = ("diabetes", "heavy_tails", "waves", "mlp", "rows", "sums")
 
 
 def get_config() -> ml_collections.ConfigDict:
