@@ -283,10 +283,7 @@ def meta_training(config: ml_collections.ConfigDict, out: pathlib.Path,
     config: see `recipe`.
     out: folder; the run is in its folder meta_training.
     start: a run that goes on, which stays as it is; None for a new run.
-    seconds: at most.
-
-  Raises:
-    ValueError: the time was over before the first outer step.
+    seconds: at most, but at least one outer step is taken.
   """
   folder = out / "meta_training"
   if start is not None and not folder.exists():
