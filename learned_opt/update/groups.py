@@ -18,10 +18,10 @@ from learned_opt.update import sharding
 # Large parameters of one shape from which on they share one copy of the rule on
 # a CPU: the copies of arrays that this costs then save seconds of compilation.
 MANY = 5
-# Elements of a parameter up to which equal shapes are stacked on a GPU or TPU. By
-# compiled programs for a GPU, stacking saves 35 launches for each parameter and
-# costs 130 bytes of traffic for each element, which take equally long at about
-# this size.
+# Elements of a parameter up to which equal shapes are stacked on a GPU or TPU.
+# By compiled programs for a GPU, stacking saves 35 launches for each parameter
+# and costs 130 bytes of traffic for each element, which take equally long at
+# about this size.
 STACK_SIZE = 2**20
 
 
