@@ -90,7 +90,7 @@ class Roofline(NamedTuple):
   """Measured limits of this machine.
 
   Attributes:
-    flops: floating-point operations per second of a float32 matrix product.
+    flops: floating-point operations per second of a matrix product.
     bandwidth: bytes per second, read plus written, when 1 is added in place.
   """
 
@@ -98,10 +98,17 @@ class Roofline(NamedTuple):
   bandwidth: float
 
 
-def roofline(rounds: int = 5) -> Roofline:
-  """Measure a product of 2048 x 2048 matrices and an addition to 256 MB."""
-  n, size = 2048, 2**26
-  matrix, kept = jnp.ones((n, n)), [jnp.ones(size)]
+def roofline(rounds: int = 5, side: int = 2048, size: int = 2**26,
+             dtype: Any = jnp.float32) -> Roofline:
+  """Measure a product of matrices and an addition in place.
+
+  Args:
+    rounds: turns of each.
+    side: of the matrices.
+    size: numbers in the sum, float32.
+    dtype: of the matrices.
+  """
+  matrix, kept = jnp.ones((side, side), dtype), [jnp.ones(size)]
   product = jax.jit(lambda x: x @ x)
   increment = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -111,6 +118,7 @@ def roofline(rounds: int = 5) -> Roofline:
 
   seconds = interleave({"product": lambda: product(matrix), "add": add},
                        rounds, 3)
-  # n**3 multiplications and additions; 4 bytes read and 4 written per number.
-  return Roofline(2 * n**3 / float(np.median(seconds["product"])),
+  # side**3 multiplications and additions; 4 bytes read and 4 written per
+  # number.
+  return Roofline(2 * side**3 / float(np.median(seconds["product"])),
                   2 * 4 * size / float(np.median(seconds["add"])))

@@ -16,6 +16,7 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
+from learned_opt.update import platform
 from learned_opt.update import sharding
 
 CPU_SIZE = 3 * 2**12  # elements; 32 activations of each about fit the cache
@@ -23,14 +24,22 @@ ACCELERATOR_SIZE = 2**20  # so large that starting kernels costs little
 
 
 def default_size() -> int:
-  """Return the elements per block on the default backend; no limit on a mesh.
+  """Return the elements per block; no limit on a mesh.
 
   Blocks of a parameter that is split over devices would be moved between
   devices.
   """
   if sharding.on_mesh():
     return sys.maxsize
-  return CPU_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SIZE
+  return CPU_SIZE if platform.is_cpu() else ACCELERATOR_SIZE
+
+
+def fused_size() -> int:
+  """Return the elements per block where XLA can fuse all that a block computes.
+
+  Only a CPU then needs blocks: XLA fuses sums into loops elsewhere.
+  """
+  return default_size() if platform.is_cpu() else sys.maxsize
 
 
 def block_shape(shape: tuple, size: int) -> tuple:
@@ -151,25 +160,33 @@ def mean_squares(fn: Callable[[Any], tuple], inputs: Any, shape: tuple,
   return _loop(add, inputs, shape, block, jnp.zeros(n, jnp.float32)) / count
 
 
-@jax.custom_jvp
 def materialize(x: jax.Array, count: jax.Array) -> jax.Array:
   """Return x, computed once and kept in memory.
 
   On a CPU, XLA computes elementwise functions again for each use, however
   costly they are, and drops `optimization_barrier`. The carry of a loop is in
-  memory, even if the loop is never entered.
+  memory, even if the loop is never entered. Elsewhere the barrier does it,
+  where a loop would make the host wait for the device.
 
   Args:
     x: an array.
     count: a nonnegative integer whose value the compiler must not know.
   """
+  if not platform.is_cpu():
+    return jax.lax.optimization_barrier(x)
+  return _in_memory(x, count)
+
+
+@jax.custom_jvp
+def _in_memory(x, count):
+  """Return x from the carry of a loop; see `materialize`."""
   # Never entered. Its body changes x, so that XLA cannot remove the loop.
   return jax.lax.while_loop(
       lambda carry: carry[0] < 0, lambda carry: (carry[0] + 1, -carry[1]),
       (count, x))[1]
 
 
-@materialize.defjvp
-def _materialize_jvp(primals, tangents):
+@_in_memory.defjvp
+def _in_memory_jvp(primals, tangents):
   # JAX has no reverse mode of while loops; the derivative is the identity.
-  return materialize(*primals), tangents[0]
+  return _in_memory(*primals), tangents[0]

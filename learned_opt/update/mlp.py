@@ -113,8 +113,9 @@ def _apply(theta, features, shape, output, lowering):
     from learned_opt.update import pallas_mlp
     squares = pallas_mlp.mean_squares(features, shape)
   else:
+    fused = blocks.fused_size()
     squares = blocks.mean_squares(
-        _statistics(features, shape, size), features.inputs, shape, size)
+        _statistics(features, shape, fused), features.inputs, shape, fused)
   # Mean squares are never negative, so this changes no weight, but XLA no
   # longer sees constants. XLA would expand each constant to the parameter's
   # shape ahead of a loop, and LLVM would optimize for the values.

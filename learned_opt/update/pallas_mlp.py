@@ -22,6 +22,7 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
 from learned_opt.update import features as features_lib
+from learned_opt.update import platform
 
 BLOCK = 128  # elements per program
 MIN_WIDTH = 16  # of a matrix product in Triton
@@ -120,7 +121,7 @@ def update(features: features_lib.Features, more: dict, layers: list,
 def _call(kernel, arrays, small, out_shape, out_spec, blocks):
   """Run a kernel; every program sees all of `arrays`, flat, and of `small`."""
   flat = [x.reshape(-1) for xs in arrays.values() for x in xs]
-  interpret = jax.default_backend() == "cpu"
+  interpret = platform.is_cpu()
   params = None if interpret else triton.CompilerParams(num_warps=4)
   return pl.pallas_call(
       kernel, out_shape=out_shape, grid=(blocks,), out_specs=out_spec,

@@ -6,8 +6,8 @@ the state of one parameter has an array, the state of all parameters has a tree.
 Small parameters of one shape and dtype are stacked and go through one copy of
 the rule, so that programs and the number of kernels stay small. Large
 parameters go through the rule one after the other, because stacking them would
-copy them. XLA compiles the kernels of equal shapes only once. Layers of a stack
-(`learned_opt.kinds`) go through the rule likewise, large ones in a loop.
+copy them. Layers of a stack (`learned_opt.kinds`) go through the rule likewise.
+See `groups`.
 """
 
 import functools
@@ -21,6 +21,7 @@ import optax
 from learned_opt import base
 from learned_opt import kinds as kinds_lib
 from learned_opt.update import groups
+from learned_opt.update import platform
 from learned_opt.update import sharding
 
 
@@ -232,7 +233,8 @@ class Statistics:
               for i in members]
       large = groups.are_large(each, bool(own))
       if own:
-        one = functools.partial(jax.lax.map, one) if large else jax.vmap(one)
+        one = functools.partial(jax.lax.map, one) if (
+            large and platform.is_cpu()) else jax.vmap(one)
       results = map(one, each) if large else groups.stacked(one, each)
       measured |= zip(members, results if own else [
           jax.tree.map(lambda x: x[None], x) for x in results])

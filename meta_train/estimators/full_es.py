@@ -95,35 +95,8 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
     eps, inner, keys = jax.vmap(start, (0, None, 0))(
         keys, theta, state.outer_step)
     thetas = jax.vmap(perturb.antithetic, (None, 0))(theta, eps)
-    length = inner.length[:, 0]  # [copies], the same for both networks
-
-    def truncate(key, thetas, inner):
-      # A key for each truncation. The networks of a pair share it.
-      key = jax.random.fold_in(key, inner.step[0])
-      return jax.vmap(lambda theta, inner: unroll.unroll(
-          task, opt_fn, theta, inner, key, data, truncation, loss_split))(
-              thetas, inner)
-
-    def body(carry):
-      inner, total, diverged = carry
-      active = inner.step[:, 0] < length  # [copies]
-      # Copies whose episode is over keep their results.
-      expand = lambda x, like: x.reshape((-1,) + (1,) * (like.ndim - 1))
-      pick = lambda new, old: jnp.where(expand(active, new), new, old)
-      new, losses = jax.vmap(truncate)(keys, thetas, inner)
-      value = unroll.meta_loss(task, losses, loss, new)  # [copies, 2, *splits]
-      if loss != "last":  # the mean over the episode, a truncation at a time
-        value = total + value * expand(truncation / length, value)
-      bad = ~jnp.isfinite(losses)
-      bad = jnp.sum(bad.any(-1) if splits else bad, 2, dtype=jnp.float32)
-      return (jax.tree.map(pick, new, inner), pick(value, total),
-              pick(diverged + bad, diverged))
-
-    _, total, diverged = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[0].step[:, 0] < length), body,
-        (inner, jnp.zeros((len(keys), 2, *splits)), jnp.zeros((len(keys), 2))))
-    info = {"inner_steps": 2 * jnp.sum(length, dtype=jnp.float32),
-            "diverged": jnp.sum(diverged)}
+    total, info = _episodes(task, opt_fn, thetas, inner, keys, data, truncation,
+                            loss, loss_split)
     state = State(state.outer_step + 1,
                   relative_lib.squares(state.squares, total))
     # eps has m times the standard deviation; the estimate divides by std^2.
@@ -134,3 +107,55 @@ def make(task: tasks_base.Task, opt_fn: unroll.OptFn, *, std: float = 0.01,
         relative_lib.sizes(*state[::-1]) if relative else None), state
 
   return base.GradientEstimator(init, estimate)
+
+
+def _episodes(task, opt_fn, thetas, inner, keys, data, truncation, loss,
+              loss_split):
+  """Train all copies to the end of their episodes.
+
+  Args:
+    task: see `make`.
+    opt_fn: see `make`.
+    thetas: tree with leading axes [copies, 2].
+    inner: networks, with leading axes [copies, 2].
+    keys: of batches, [copies].
+    data: see `base.GradientEstimator`.
+    truncation: see `make`.
+    loss: see `make`.
+    loss_split: see `make`.
+
+  Returns:
+    Meta-losses [copies, 2], for "each" [copies, 2, 2], and
+    `EstimatorOut.info`.
+  """
+  each = loss_split == unroll.EACH
+  length = inner.length[:, 0]  # [copies], the same for both networks
+
+  def truncate(key, thetas, inner):
+    # A key for each truncation. The networks of a pair share it.
+    key = jax.random.fold_in(key, inner.step[0])
+    return jax.vmap(lambda theta, inner: unroll.unroll(
+        task, opt_fn, theta, inner, key, data, truncation, loss_split))(
+            thetas, inner)
+
+  def body(carry):
+    inner, total, diverged = carry
+    active = inner.step[:, 0] < length  # [copies]
+    # Copies whose episode is over keep their results.
+    expand = lambda x, like: x.reshape((-1,) + (1,) * (like.ndim - 1))
+    pick = lambda new, old: jnp.where(expand(active, new), new, old)
+    new, losses = jax.vmap(truncate)(keys, thetas, inner)
+    value = unroll.meta_loss(task, losses, loss, new)  # as the result
+    if loss != "last":  # the mean over the episode, a truncation at a time
+      value = total + value * expand(truncation / length, value)
+    bad = ~jnp.isfinite(losses)
+    bad = jnp.sum(bad.any(-1) if each else bad, 2, dtype=jnp.float32)
+    return (jax.tree.map(pick, new, inner), pick(value, total),
+            pick(diverged + bad, diverged))
+
+  zeros = jnp.zeros((len(keys), 2))
+  _, total, diverged = jax.lax.while_loop(
+      lambda carry: jnp.any(carry[0].step[:, 0] < length), body,
+      (inner, jnp.zeros((len(keys), 2, 2)) if each else zeros, zeros))
+  return total, {"inner_steps": 2 * jnp.sum(length, dtype=jnp.float32),
+                 "diverged": jnp.sum(diverged)}

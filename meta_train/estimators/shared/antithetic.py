@@ -91,23 +91,19 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
     longest: maximum length of an episode, in inner steps.
     curriculum: see `truncation.lengths`.
     stagger: see `truncation.lengths`.
-    resume: probability to go on from a hard state at the end of an episode, see
-      `bank`.
-    loss: meta-loss of a truncation, see `unroll.meta_loss`.
-    loss_split: split of the losses, see `unroll.unroll`.
-    relative: divide differences of meta-losses by their size, see
-      `relative_lib`.
+    resume: probability to go on from a hard state, see `bank`.
+    loss: see `unroll.meta_loss`.
+    loss_split: see `unroll.unroll`.
+    relative: divide differences by their size, see `relative_lib`.
     clip: see `perturb.estimate`.
     sign: see `perturb.estimate`.
-    drop_nonfinite: leave out copies whose meta-loss is not finite, and count
-      them in info["dropped"].
+    drop_nonfinite: see `perturb.estimate`.
 
   Raises:
     ValueError: a name is unknown or a number makes no sense.
   """
   perturb.check(name, std, clip, sign)
-  if not 0 <= resume <= 1:
-    raise ValueError(f"{name}: resume is a probability, got {resume}.")
+  bank_lib.check(name, resume)
   unroll.check_loss(loss, loss_split)
   lengths = truncation_lib.lengths(
       truncation, shortest, longest, curriculum, stagger)
@@ -136,27 +132,16 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
         lambda new, old: jnp.where(over, new, old),
         start(params_key, theta, lengths.sample(length_key, state.outer_step)),
         state.inner)
-    kept, bank = state.noise, state.bank
-    if resume:
-      # A key beyond that of `unroll.key_of_truncation`.
-      bank, inner, kept = bank_lib.begin(
-          bank, inner, kept, over, jax.random.fold_in(key, 2**31 + 1), resume)
-    before = inner, kept
-    begins = inner.step[0] == 0
+    bank, inner, kept = bank_lib.begin(
+        state.bank, inner, state.noise, over, key, resume)
+    before, begins = (inner, kept), inner.step[0] == 0
     eps = noise.eps(perturb.sample(eps_key, theta, std), kept, begins)
-    direction = noise.direction(eps, kept, begins)
-    if noise.merge:
-      inner = jax.tree.map(lambda x: jnp.concatenate([x, x]), inner)
-    # The same key for both networks, so the same batches.
-    inner, losses = jax.vmap(
-        lambda theta, inner: unroll.unroll(
-            task, opt_fn, theta, inner, unroll.key_of_truncation(key), data,
-            truncation, loss_split))(perturb.antithetic(theta, eps), inner)
-    inner = jax.tree.map(lambda x: x[:networks], inner)
-    if resume:
-      bank = bank_lib.end(bank, before, inner, losses)
-    return State(inner, direction, state.outer_step + 1, state.squares,
-                 bank), losses
+    inner, losses = _train(
+        task, opt_fn, perturb.antithetic(theta, eps), inner, key, data,
+        truncation, loss_split)
+    bank = bank_lib.end(bank, before, inner, losses)
+    return State(inner, noise.direction(eps, kept, begins),
+                 state.outer_step + 1, state.squares, bank), losses
 
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
@@ -164,12 +149,36 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
     # Both networks of a pair have the same step and length. [copies, 1].
     first = jax.tree.map(lambda x: x[:, :1], state.inner)
     meta_losses = unroll.meta_loss(task, losses, loss, first)
-    state = state._replace(
-        squares=relative_lib.squares(state.squares, meta_losses))
-    sizes = relative_lib.sizes(state.squares, state.outer_step)
-    out = perturb.estimate(
+    squares = relative_lib.squares(state.squares, meta_losses)
+    sizes = relative_lib.sizes(squares, state.outer_step) if relative else None
+    return perturb.estimate(
         state.noise, meta_losses, std, clip, sign, drop_nonfinite,
-        unroll.counts(losses), sizes if relative else None)
-    return out, state
+        unroll.counts(losses), sizes), state._replace(squares=squares)
 
   return base.GradientEstimator(init, estimate)
+
+
+def _train(task, opt_fn, thetas, inner, key, data, truncation, loss_split):
+  """Train both networks of a copy for one truncation.
+
+  Args:
+    task: see `make`.
+    opt_fn: see `make`.
+    thetas: theta + eps and theta - eps, [2].
+    inner: their networks [2], or one network [1] that both start from.
+    key: of the copy, in this outer step; the same batches for both.
+    data: see `base.GradientEstimator`.
+    truncation: see `make`.
+    loss_split: see `make`.
+
+  Returns:
+    Networks with the leading axis of `inner`, and losses [2, truncation].
+  """
+  networks = len(inner.step)
+  if networks == 1:
+    inner = jax.tree.map(lambda x: jnp.concatenate([x, x]), inner)
+  inner, losses = jax.vmap(
+      lambda theta, inner: unroll.unroll(
+          task, opt_fn, theta, inner, unroll.key_of_truncation(key), data,
+          truncation, loss_split))(thetas, inner)
+  return jax.tree.map(lambda x: x[:networks], inner), losses

@@ -45,6 +45,12 @@ class Bank(NamedTuple):
   last: jax.Array
 
 
+def check(name: str, resume: float) -> None:
+  """Raise ValueError if the setting of an estimator makes no sense."""
+  if not 0 <= resume <= 1:
+    raise ValueError(f"{name}: resume is a probability, got {resume}.")
+
+
 def empty(inner: unroll.InnerState, noise: Any) -> Bank:
   """Return a bank without a state.
 
@@ -62,13 +68,17 @@ def begin(bank: Bank, inner: unroll.InnerState, noise: Any, over: jax.Array,
   """Return (bank, networks, noise) at the beginning of a truncation.
 
   Args:
-    bank: the bank.
+    bank: the bank; () if no episode resumes.
     inner: networks at this time; a new episode if the last one is over.
     noise: of the estimator.
     over: whether the last episode is over, bool scalar.
-    key: decides whether the copy resumes.
+    key: of the copy, in this outer step.
     resume: probability to resume.
   """
+  if not resume:
+    return bank, inner, noise
+  # A key beyond that of `unroll.key_of_truncation`.
+  key = jax.random.fold_in(key, 2**31 + 1)
   takes = over & bank.filled & (jax.random.uniform(key) < resume)
   pick = lambda new, old: jax.tree.map(
       lambda x, y: jnp.where(takes, x, y), new, old)
@@ -93,6 +103,8 @@ def end(bank: Bank, before: tuple[unroll.InnerState, Any],
     inner: networks at the end of the truncation.
     losses: their losses [networks, steps].
   """
+  if not isinstance(bank, Bank):
+    return bank
   path = jnp.mean(losses, 0)
   first = jnp.isnan(bank.last)  # of the episode, or of the part that resumed
   known = jnp.where(first, path[0], bank.last)
