@@ -12,10 +12,13 @@ from mulo._loading import save
 from mulo._published_layouts import convert
 from mulo._warnings import BeyondTrainingWarning
 from mulo._warnings import StackWarning
+from mulo._wrappers.local_updates import local_updates
+from mulo._wrappers.local_updates import LocalUpdatesState
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
-           "StackWarning", "convert", "coord_check", "list_pretrained", "load",
-           "read", "read_arrays", "save", "scaling"]
+           "LocalUpdatesState", "StackWarning", "convert", "coord_check",
+           "list_pretrained", "load", "local_updates", "read", "read_arrays",
+           "save", "scaling"]
 
 
 def __dir__() -> list[str]:

@@ -31,6 +31,7 @@ from mulo import testing
 SETTINGS: dict[str, dict] = {
     "adafac_mlp": {"hidden": 3},
     "celo2": {"hidden": 3, "newton_schulz": 1},
+    "lagg": {"hidden": 3},
     "mlp_lopt": {"hidden": 3},
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
     "mulo2": {"hidden": 3, "momenta": 2, "newton_schulz": 1},
