@@ -23,7 +23,7 @@ _AXIS = "workers"
 
 def local_rounds(parametrization: learned_opt_base.Parametrization,
                  task: tasks_base.Task, *, count: int, every: int,
-                 learning_rate: float) -> tasks_base.Task:
+                 learning_rate: Any) -> tasks_base.Task:
   """Return the task with rounds of local SGD in place of gradients.
 
   In a round, each worker starts from the common parameters p and takes `every`
@@ -41,14 +41,15 @@ def local_rounds(parametrization: learned_opt_base.Parametrization,
     task: any task without `gradients`.
     count: number of workers.
     every: local steps in a round.
-    learning_rate: of local steps.
+    learning_rate: of local steps; a traced number passes.
 
   Raises:
     ValueError: a number is not positive, the task has workers already, or a
       parametrization whose learning rates depend on width.
   """
   learned_opt_base.check_sizes(count=count, every=every)
-  learned_opt_base.check_positive(learning_rate=learning_rate)
+  if not isinstance(learning_rate, jax.core.Tracer):
+    learned_opt_base.check_positive(learning_rate=learning_rate)
   if task.gradients is not None:
     raise ValueError("The task has workers already.")
   if parametrization.needs_base_shapes:

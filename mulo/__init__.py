@@ -12,13 +12,14 @@ from mulo._loading import save
 from mulo._published_layouts import convert
 from mulo._warnings import BeyondTrainingWarning
 from mulo._warnings import StackWarning
-from mulo._wrappers.local_updates import local_updates
 from mulo._wrappers.local_updates import LocalUpdatesState
+from mulo._wrappers.local_updates import local_updates
+from mulo._wrappers.nowcast import nowcast
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
            "LocalUpdatesState", "StackWarning", "convert", "coord_check",
-           "list_pretrained", "load", "local_updates", "read", "read_arrays",
-           "save", "scaling"]
+           "list_pretrained", "load", "local_updates", "nowcast", "read",
+           "read_arrays", "save", "scaling"]
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """Local updates: exact special cases, meshes, and the K-worker task."""
 
 import functools
+import re
 
 import chex
 import conftest
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_training_loops
 import tiny_config
 
 from learned_opt import optimizers
@@ -239,6 +241,7 @@ def test_task_of_workers_is_local_updates():
     return optax.apply_updates(q, updates), state
 
   step = jax.jit(jax.vmap(step, (0, AXES, 0), (0, AXES), axis_name="workers"))
+
   @jax.jit
   def one_round(params, state, key):
     batch = task.sample_batch(key, data)
@@ -316,6 +319,15 @@ def test_workers_need_the_standard_parametrization():
   with pytest.raises(ValueError, match="does not follow"):
     workers_task.local_rounds(parametrizations.get("mup"), one, count=2,
                               every=2, learning_rate=0.1)
+
+
+def test_example():
+  """Eight workers, one on each device."""
+  text = test_training_loops.run(
+      "local_updates",
+      xla_flags="--xla_force_host_platform_device_count=8")
+  losses = [float(x) for x in re.findall(r"loss ([\d.]+)", text)]
+  assert "8 workers" in text and losses[0] > 1 and losses[-1] < 0.3
 
 
 def test_errors():

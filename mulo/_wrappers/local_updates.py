@@ -124,8 +124,6 @@ def local_updates(
     # Always the mean, but typed as different on each worker, as the state that
     # the other branch returns is.
     choose = lambda mean, own: jnp.where(count == 0, mean, own)
-    average = lambda tree: jax.tree.map(
-        choose, workers.mean(tree, axis_name), tree) if average_inner else tree
 
     def end_round() -> tuple[Any, Any, Any, Any]:
       differences = jax.tree.map(
@@ -140,7 +138,10 @@ def local_updates(
       back = jax.tree.map(
           lambda common, own, update: (common - own).astype(update.dtype),
           anchor, params, updates)
-      return back, average(inner_state), outer_state, anchor
+      own_state = jax.tree.map(
+          choose, workers.mean(inner_state, axis_name), inner_state) if (
+              average_inner) else inner_state
+      return back, own_state, outer_state, anchor
 
     try:
       updates, *states = jax.lax.cond(count == 0, end_round, lambda: local)
