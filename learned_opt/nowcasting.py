@@ -27,6 +27,7 @@ import optax
 
 from learned_opt import base
 from learned_opt.update import blocks
+from learned_opt.update import per_parameter
 
 SNAPSHOTS = 5
 LAYERS = 5
@@ -220,6 +221,7 @@ def nowcast(tx: optax.GradientTransformation, theta: Any = None, *, every: int,
       lambda p: p.astype(dtype), params)
 
   def init_fn(params: optax.Params) -> NowcastState:
+    per_parameter.check_arrays(params)
     kinds_of(params, types or {})  # for its errors
     return NowcastState(
         jnp.zeros([], jnp.int32), tx.init(params),

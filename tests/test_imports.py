@@ -23,8 +23,7 @@ ALLOWED = {
         "learned_opt.scaling.parametrizations"),
     "learned_opt.schedules": (),
     "learned_opt.workers": (),
-    "learned_opt.nowcasting": (
-        "learned_opt.base", "learned_opt.update.blocks"),
+    "learned_opt.nowcasting": ("learned_opt.base", "learned_opt.update"),
     # How an update is computed, and how it scales, know nothing of each other.
     "learned_opt.update": ("learned_opt.base", "learned_opt.kinds"),
     "learned_opt.scaling": (

@@ -8,6 +8,7 @@ import optax
 
 from learned_opt import base
 from learned_opt import workers
+from learned_opt.update import per_parameter
 
 
 class LocalUpdatesState(NamedTuple):
@@ -74,8 +75,8 @@ def local_updates(
     the common parameters.
 
   Raises:
-    ValueError: `every` is not a positive integer. `update`: no params, or no
-      axis of this name.
+    ValueError: `every` is not a positive integer. `init`: a parameter is not an
+      array of real numbers. `update`: no params, or no axis of this name.
 
   Examples:
     >>> import jax
@@ -105,6 +106,7 @@ def local_updates(
   inner, outer = map(optax.with_extra_args_support, (inner, outer))
 
   def init(params: optax.Params) -> LocalUpdatesState:
+    per_parameter.check_arrays(params)
     # A copy: a training loop may donate both parameters and state.
     return LocalUpdatesState(
         jnp.zeros([], jnp.int32), inner.init(params), outer.init(params),
