@@ -37,6 +37,15 @@ def test_published_outputs(golden):
   np.testing.assert_allclose(actual, golden["delta_f64"], atol=EXACT, rtol=0)
 
 
+def test_published_weights_as_a_file(golden, tmp_path):
+  """Published matrices are transposed, which the file must not show."""
+  artifact = published(golden)
+  mulo.save(tmp_path / "wnn.safetensors", artifact)
+  read = mulo.read(tmp_path / "wnn.safetensors")
+  chex.assert_trees_all_equal(read.theta, artifact.theta)
+  assert read.licence == "MIT" and read.optimizer == "nowcast_adam"
+
+
 @pytest.mark.parametrize("name", ["fc", "bias", "conv", "const"])
 def test_published_jumps(golden, name):
   theta, states = published(golden).theta, golden[f"tensor_{name}_states"]
