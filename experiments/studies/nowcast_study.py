@@ -148,38 +148,41 @@ def runs(section: dict, method: Method, rates: list[float], seeds: list[int],
       keys, jax.device_put(task.data[split]))
              for name, split in SPLITS.items()}
   data = {"train": jax.device_put(task.data["train"])}
-  pairs = [(rate, seed) for rate in rates for seed in seeds]
-  thetas = jnp.array([rate for rate, _ in pairs], jnp.float32)
-  seeded = jnp.stack([jax.random.key(seed) for _, seed in pairs])
 
+  @jax.jit
   def start(rate, key):
     return unroll.start(task, method.opt_fn, rate, jax.random.fold_in(key, 0),
                         jnp.int32(num_steps))
 
+  @jax.jit
   def advance(state, rate, key, data):
     return unroll.unroll(task, method.opt_fn, rate, state, jax.random.fold_in(
         key, 1 + state.step), data, EVERY)
 
+  @jax.jit
   def losses(state):
     params = method.shown(state)
     of_batch = lambda batch: task.loss(params, keys[0], batch)[0]
     return {name: jnp.mean(jax.lax.map(of_batch, x))
             for name, x in batches.items()}
 
-  advance = jax.jit(jax.vmap(advance, (0, 0, 0, None)))
-  losses = jax.jit(jax.vmap(losses))
-  state = jax.jit(jax.vmap(start))(thetas, seeded)
-  parts, seen = [jax.device_get(losses(state))], []
-  for _ in range(num_steps // EVERY):
-    state, batch = advance(state, thetas, seeded, data)
-    seen.append(jax.device_get(batch))
-    parts.append(jax.device_get(losses(state)))
-    on_chunk(EVERY * len(pairs))
-  curves = {name: np.stack([p[name] for p in parts], 1) for name in SPLITS}
-  curves["batch"] = np.concatenate(seen, 1)
-  return [{"rate": rate, "seed": seed, **{
-      name: [round(float(y), 5) for y in x[i]] for name, x in curves.items()}}
-          for i, (rate, seed) in enumerate(pairs)]
+  rows = []
+  # One run at a time: under vmap, every step would compute a jump as well.
+  for rate, seed in [(rate, seed) for rate in rates for seed in seeds]:
+    key = jax.random.key(seed)
+    state = start(jnp.float32(rate), key)
+    parts, seen = [losses(state)], []
+    for _ in range(num_steps // EVERY):
+      state, batch = advance(state, jnp.float32(rate), key, data)
+      seen.append(batch)
+      parts.append(losses(state))
+    curves = {name: [p[name] for p in parts] for name in SPLITS}
+    curves["batch"] = np.concatenate(jax.device_get(seen))
+    rows.append({"rate": rate, "seed": seed, **{
+        name: [round(float(y), 5) for y in jax.device_get(x)]
+        for name, x in curves.items()}})
+    on_chunk(num_steps)
+  return rows
 
 
 def ended(curve: list[float]) -> float:
