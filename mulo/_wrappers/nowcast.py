@@ -6,6 +6,7 @@ from typing import Mapping
 import optax
 
 from learned_opt import artifact as artifact_lib
+from learned_opt import base
 from learned_opt import nowcasting
 from mulo import _loading as loading
 
@@ -71,6 +72,10 @@ def nowcast(tx: optax.GradientTransformation, weights: Weights = None, *,
   Reference:
     Knyazev et al., 2024, https://arxiv.org/abs/2409.04434.
   """
+  base.check_sizes(every=every, num_steps=num_steps)
+  if num_steps < every:
+    raise ValueError("every must be at most num_steps, or there is no jump; got "
+                     f"{every} and {num_steps}.")
   theta = None
   if weights is not None:
     artifact = weights if isinstance(
