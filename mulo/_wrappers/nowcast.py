@@ -74,8 +74,8 @@ def nowcast(tx: optax.GradientTransformation, weights: Weights = None, *,
   """
   base.check_sizes(every=every, num_steps=num_steps)
   if num_steps < every:
-    raise ValueError("every must be at most num_steps, or there is no jump; got "
-                     f"{every} and {num_steps}.")
+    raise ValueError("every must be at most num_steps, or there is no jump, "
+                     f"got every {every} and num_steps {num_steps}.")
   theta = None
   if weights is not None:
     artifact = weights if isinstance(
