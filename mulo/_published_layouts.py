@@ -145,20 +145,17 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
   * "pylo/meta_mlp", adafac_mlp: network.input.weight (w0, transposed as in
     torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
     network.output holds w2 and b2.
-  * "nino/wnn", nowcast_adam: the state_dict of nino_mlp_h32.pt or nino_mlp.pt,
-    layer_embed.weight (types), weight and bias of edge_proj.fc.0 (w0, b0) and
-    of edge_mlp.fc.0, 2, 4 and 6 (w1 to w4). The licence is MIT.
+  * "nino/wnn", nowcast_adam: the names in its state_dict. Licence: MIT.
 
   Files of VeLO do not have use_bugged_loss_features and
   use_bugged_next_lstm_state: pass them, too. Both are False for the final VeLO.
 
   PyLO has the learned decays in its code, not in its files. Pass them as the
-  settings momentum_decays, rms_decays and adafactor_decays. The values are
-  residuals r, from which decay = 1 - (1 - initial decay) * exp(10 * r).
-  PyLO's optimizers take the same residuals by the same names. The defaults of
-  PyLO's MuLO belong to the weights btherien/mulo: (0.15216392, 0.14245212,
-  0.06812963), (0.01079706,) and (0.18621896, -0.10864615, -0.06185547), with
-  step_mult=0.01 and parametrization="mup".
+  settings momentum_decays, rms_decays and adafactor_decays: residuals r, from
+  which decay = 1 - (1 - initial decay) * exp(10 * r), as in PyLO's optimizers.
+  The defaults of PyLO's MuLO belong to the weights btherien/mulo: (0.15216392,
+  0.14245212, 0.06812963), (0.01079706,) and (0.18621896, -0.10864615,
+  -0.06185547), with step_mult=0.01 and parametrization="mup".
 
   Args:
     flat_arrays: {published name: array}.

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import tqdm
 
-from experiments.studies import communication
-from experiments.studies import nowcast_study
+from experiments.around import communication
+from experiments.around import nowcasting
+from experiments.around import outers
 from learned_opt import optimizers
 
 
@@ -29,7 +30,7 @@ def test_goals_are_those_of_local_sgd():
            "test": test, "local_rate": 0.1, "settings": "",
            "bytes_per_round": size}
           for method, size, tests in (
-              (communication.LOCAL_SGD, 4e6, ([3, 2, 1], [5, 4, 3])),
+              (outers.LOCAL_SGD, 4e6, ([3, 2, 1], [5, 4, 3])),
               ("fast", 16e6, ([4, 1, 1], [4, 2, 2]))) for seed, test in
           enumerate(tests)]
   results = communication.with_rounds(pd.DataFrame(rows))
@@ -45,7 +46,7 @@ def test_goals_are_those_of_local_sgd():
 def test_who_reads_the_spread():
   for name, reads in (("lagg", True), ("hyperparam_adam", False)):
     lopt = optimizers.get(name)
-    assert communication.reads_spread(
+    assert outers.reads_spread(
         lopt.opt_fn, lopt.init(jax.random.key(0))) == reads
 
 
@@ -53,7 +54,7 @@ def test_momentum_is_that_of_optax():
   """On differences that the engine has divided by rate * steps."""
   grads = [{"w": np.float32([x, -1])} for x in (1, 2, 3)]
   for nesterov in (False, True):
-    ours = communication.momentum_sgd(0.4, nesterov)(np.float32([0.7, 0.9]))
+    ours = outers.momentum_sgd(0.4, nesterov)(np.float32([0.7, 0.9]))
     theirs = optax.sgd(0.7, 0.9, nesterov)
     state, other = ours.init(grads[0]), theirs.init(grads[0])
     for g in grads:
@@ -71,21 +72,21 @@ def test_a_small_comparison(tmp_path):
              "batch_size": 64, "workers": {"count": 2, "every": 2}}
   bar = tqdm.tqdm(disable=True)
   study = communication.Study(flags, bar)
-  rows = study.compare(section, communication.outer_of("local_sgd", 2, ()))
+  rows = study.compare(section, outers.get("local_sgd", 2, ()))
   assert list(rows["seed"]) == [0, 1] and set(rows["bytes_per_round"]) == {
       4 * (64 * 2 + 2 + 2 * 10 + 10)}
   assert all(row[-1] < row[0] for row in rows["test"])
   assert len(rows["test"][rows.index[0]]) == 3
-  again = study.compare(section, communication.outer_of("local_sgd", 2, ()))
+  again = study.compare(section, outers.get("local_sgd", 2, ()))
   pd.testing.assert_frame_equal(again, rows)
 
 
 def test_scores_of_nowcasting():
   curve = [9.0] * 6 + [1.0] * 6
-  assert nowcast_study.steps_to(curve, 1.0) == 10 * nowcast_study.EVERY
-  assert nowcast_study.steps_to(curve, 0.5) == np.inf
-  assert nowcast_study.ended(curve) == 1
-  assert nowcast_study.ended([np.nan] * 6) == np.inf
+  assert nowcasting.steps_to(curve, 1.0) == 10 * nowcasting.EVERY
+  assert nowcasting.steps_to(curve, 0.5) == np.inf
+  assert nowcasting.ended(curve) == 1
+  assert nowcasting.ended([np.nan] * 6) == np.inf
   batch = np.ones(40)
   batch[[20, 21, 33]] = 5, 3, 9  # 33 does not follow a jump
-  assert nowcast_study.spike(list(batch), 20) == pytest.approx(5)
+  assert nowcasting.spike(list(batch), 20) == pytest.approx(5)

@@ -11,6 +11,9 @@ from learned_opt import workers
 from learned_opt.update import per_parameter
 
 
+check_arrays: Any = per_parameter.check_arrays  # has no annotations
+
+
 class LocalUpdatesState(NamedTuple):
   """State of `local_updates`.
 
@@ -103,10 +106,20 @@ def local_updates(
     https://arxiv.org/abs/2312.02204 (learned outer optimizers).
   """
   base.check_sizes(every=every)
-  inner, outer = map(optax.with_extra_args_support, (inner, outer))
+  return _transformation(
+      optax.with_extra_args_support(inner),
+      optax.with_extra_args_support(outer), every, axis_name, average_inner)
+
+
+def _transformation(
+    inner: optax.GradientTransformationExtraArgs,
+    outer: optax.GradientTransformationExtraArgs, every: int,
+    axis_name: workers.AxisName, average_inner: bool
+    ) -> optax.GradientTransformationExtraArgs:
+  """Return the result of `local_updates`, whose arguments these are."""
 
   def init(params: optax.Params) -> LocalUpdatesState:
-    per_parameter.check_arrays(params)
+    check_arrays(params)
     # A copy: a training loop may donate both parameters and state.
     return LocalUpdatesState(
         jnp.zeros([], jnp.int32), inner.init(params), outer.init(params),

@@ -1,6 +1,6 @@
 r"""Steps that nowcasting saves, beside averages and straight lines.
 
-python -m experiments.studies.nowcast_study --workdir=runs/nowcast \
+python -m experiments.around.nowcasting --workdir=runs/nowcast \
     --weights=wnn.safetensors --task=mlp \
     --settings=dataset=cifar10,image_size=8,standardize=True,batch_size=128
 
@@ -37,7 +37,7 @@ from experiments import command
 from experiments import report
 from experiments import sweep
 from learned_opt import artifact as artifact_lib
-from learned_opt import nowcasting
+from learned_opt import nowcasting as nowcasting_lib
 from learned_opt.scaling import parametrizations
 from meta_train import build
 from meta_train import unroll
@@ -109,7 +109,7 @@ def methods(every: int, weights: str | None) -> list[Method]:
     weights: see `mulo.nowcast`; None to leave these jumps out.
   """
   params = lambda state: state.params
-  jumps = lambda theta: lambda rate, *, num_steps=None: nowcasting.nowcast(
+  jumps = lambda theta: lambda rate, *, num_steps=None: nowcasting_lib.nowcast(
       optax.adam(rate), theta, every=every, num_steps=num_steps)
   adam = lambda rate, *, num_steps=None: optax.with_extra_args_support(
       optax.adam(rate))
@@ -176,11 +176,10 @@ def runs(section: dict, method: Method, rates: list[float], seeds: list[int],
       state, batch = advance(state, jnp.float32(rate), key, data)
       seen.append(batch)
       parts.append(losses(state))
-    curves = {name: [p[name] for p in parts] for name in SPLITS}
-    curves["batch"] = np.concatenate(jax.device_get(seen))
+    found = {name: np.array([p[name] for p in parts]) for name in SPLITS}
+    found["batch"] = np.concatenate(jax.device_get(seen))
     rows.append({"rate": rate, "seed": seed, **{
-        name: [round(float(y), 5) for y in jax.device_get(x)]
-        for name, x in curves.items()}})
+        name: [round(float(y), 5) for y in x] for name, x in found.items()}})
     on_chunk(num_steps)
   return rows
 
@@ -205,7 +204,8 @@ def steps_to(curve: list[float], goal: float) -> float:
 def spike(batch: list[float], every: int) -> float:
   """Return the largest loss of a batch after a jump / mean of ten before it."""
   starts = range(every, len(batch), every)
-  return max(batch[s] / np.mean(batch[s - 11:s - 1]) for s in starts)
+  return max(
+      batch[s] / float(np.mean(batch[s - 11:s - 1])) for s in starts)
 
 
 def compare(flags, section: dict, method: Method, bar) -> pd.DataFrame:
@@ -242,7 +242,8 @@ def table(results: pd.DataFrame, num_steps: int, every: int) -> str:
   """
   rows = []
   adam = results[results["method"] == ADAM]
-  goals = {name: np.mean([ended(x) for x in adam[name]]) for name in SPLITS}
+  goals = {name: float(np.mean([ended(x) for x in adam[name]]))
+           for name in SPLITS}
   for method, group in results.groupby("method", sort=False):
     edge = " (grid edge)" if group["edge"].iloc[0] else ""
     row = {"method": method, "bytes per parameter besides Adam's":
@@ -252,15 +253,15 @@ def table(results: pd.DataFrame, num_steps: int, every: int) -> str:
       steps = np.array([steps_to(x, goals[name]) for x in group[name]])
       saved = 100 * (1 - steps / num_steps)
       row[f"{name}: % of steps saved"] = "{:.0f} ({:.0f} to {:.0f})".format(
-          saved.mean(), *report.interval(saved)) if np.all(
+          float(saved.mean()), *report.interval(saved)) if np.all(
               np.isfinite(saved)) else (
                   f"never in {np.sum(~np.isfinite(saved))} of {len(saved)}")
       last = [ended(x) for x in group[name]]
       row[f"{name} loss at the end"] = "{:.4f} ({:.4f} to {:.4f})".format(
-          np.mean(last), *report.interval(last))
+          float(np.mean(last)), *report.interval(last))
     jumps = method in ("nowcast", "line")
-    row["loss after a jump"] = "x {:.1f}".format(np.mean([
-        spike(x, every) for x in group["batch"]])) if jumps else ""
+    row["loss after a jump"] = "x {:.1f}".format(float(np.mean([
+        spike(x, every) for x in group["batch"]]))) if jumps else ""
     rows.append(row)
   return pd.DataFrame(rows).to_markdown(index=False)
 

@@ -1,6 +1,6 @@
 r"""Outer optimizers of local SGD: loss against rounds and bytes.
 
-python -m experiments.studies.communication --workdir=runs/communication \
+python -m experiments.around.communication --workdir=runs/communication \
     --outer=local_sgd,slowmo,diloco,mulo-s-sp --task=mlp \
     --settings=dataset=cifar10,image_size=16,standardize=True --every=4,16
 
@@ -18,143 +18,33 @@ these rounds, 4 per parameter and round; an optimizer that reads the spread of
 workers sends four times as many. A second run skips the cells that are done.
 """
 
-import itertools
 import pathlib
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Callable, Sequence
 
 from absl import flags
 import jax
 import jax.numpy as jnp
 from matplotlib import figure as figure_lib
 import numpy as np
-import optax
 import pandas as pd
 
 from experiments import command
 from experiments import report
 from experiments import sweep
-from learned_opt import artifact as artifact_lib
-from learned_opt import workers as workers_lib
+from experiments.around import outers
 from learned_opt.scaling import parametrizations
 from meta_train import build
 from meta_train import unroll
 from meta_train import workers
-import mulo
 
 TUNING_SEED = 1000
-RATES = (0.5, 0.7, 1.0)
-MOMENTA = (0.5, 0.8, 0.9)
-LOCAL_SGD = "local SGD"
 SAMPLES = 2048  # of the validation and of the test split
 EVERY = 2  # rounds between two evaluations
 
 
-class Outer(NamedTuple):
-  """An outer optimizer.
-
-  Attributes:
-    label: name in table and plot.
-    opt_fn: `(local learning rate) -> opt_fn`, with
-      `opt_fn(theta, num_steps=rounds)`.
-    thetas: candidates.
-    settings: of each candidate, for the table; JSON values.
-    bytes_per_parameter: that a worker sends in a round.
-    identity: everything that the update depends on besides theta.
-  """
-
-  label: str
-  opt_fn: Callable
-  thetas: list[Any]
-  settings: list[dict[str, float]]
-  bytes_per_parameter: int
-  identity: Any
-
-
-def momentum_sgd(unit: jax.Array, nesterov: bool) -> Callable:
-  """Return an `opt_fn` of SGD with momentum; theta is [rate, momentum].
-
-  Args:
-    unit: multiplies gradients first, so that they are differences again.
-    nesterov: whether the momentum is Nesterov's.
-  """
-  def opt_fn(theta, *, num_steps=None):
-    del num_steps
-    rate, momentum = theta
-
-    def update(grads, state, params=None, **extra_args):
-      del params, extra_args
-      grads = jax.tree.map(lambda g: unit * g, grads)
-      state = jax.tree.map(lambda m, g: momentum * m + g, state, grads)
-      ahead = jax.tree.map(lambda m, g: g + momentum * m, state, grads)
-      return jax.tree.map(
-          lambda x: -rate * x, ahead if nesterov else state), state
-
-    return optax.GradientTransformationExtraArgs(optax.tree.zeros_like, update)
-
-  return opt_fn
-
-
-BASELINES = {
-    "local_sgd": (LOCAL_SGD, False, [(1.0, 0.0)]),
-    "slowmo": ("SlowMo", False, list(itertools.product(RATES, MOMENTA))),
-    "diloco": ("DiLoCo", True, list(itertools.product(RATES, MOMENTA)))}
-
-
-def reads_spread(opt_fn: Callable, theta: Any) -> bool:
-  """Return whether an optimizer calls `spread`, see `mulo.local_updates`."""
-  calls: list[bool] = []
-  params = {"w": jnp.ones((2, 2))}
-
-  def update(params):
-    tx = opt_fn(theta, num_steps=10)
-    none = jax.tree.map(jnp.zeros_like, params)
-
-    def spread():
-      calls.append(True)
-      return workers_lib.Spread(none, none, none)
-
-    return tx.update(params, tx.init(params), params, value=jnp.ones([]),
-                     spread=spread)[0]
-
-  jax.eval_shape(update, params)
-  return bool(calls)
-
-
-def outer_of(name: str, every: int, trust: Sequence[str]) -> Outer:
-  """Return an outer optimizer by name.
-
-  Args:
-    name: a key of BASELINES, or [label=]artifact, see `mulo.read`.
-    every: local steps in a round.
-    trust: see `mulo.load`.
-
-  Raises:
-    ValueError: an artifact of another parametrization than "standard".
-  """
-  if name in BASELINES:
-    label, nesterov, grid = BASELINES[name]
-    return Outer(
-        label, lambda local_rate: momentum_sgd(local_rate * every, nesterov),
-        [np.asarray(x, np.float32) for x in grid],
-        [{"outer rate": rate, "momentum": m} for rate, m in grid], 4, name)
-  label, _, path = name.rpartition("=")
-  artifact = mulo.read(path, trust)
-  if artifact.parametrization != "standard":
-    raise ValueError(
-        f"{path} was meta-trained under {artifact.parametrization}, and the "
-        "learning rate of local SGD does not follow it; use an optimizer of "
-        "the parametrization standard, such as mulo-s-sp.")
-  factor = 4 if reads_spread(artifact.lopt.opt_fn, artifact.theta) else 1
-  return Outer(
-      label or (path if path in mulo.list_pretrained() else artifact.optimizer),
-      lambda local_rate: artifact.lopt.opt_fn, [artifact.theta], [{}],
-      4 * factor,
-      [artifact.optimizer, artifact.settings,
-       artifact_lib.sha256(artifact.theta)])
-
-
-def curves(section: dict, outer: Outer, candidates: list[tuple[float, int]],
-           seeds: list[int], num_rounds: int, data_dir: str | None,
+def curves(section: dict, outer: outers.Outer,
+           candidates: list[tuple[float, int]], seeds: list[int],
+           num_rounds: int, data_dir: str | None,
            on_chunk: Callable[[int], None]) -> list[dict]:
   """Return the losses of a run for each candidate and seed.
 
@@ -243,7 +133,7 @@ class Study:
     self._bar.update(rounds - (self._bar.n - before))
     return rows
 
-  def compare(self, section: dict, outer: Outer) -> pd.DataFrame:
+  def compare(self, section: dict, outer: outers.Outer) -> pd.DataFrame:
     """Return the rows of the best candidate of a method, one for each seed.
 
     Args:
@@ -292,7 +182,7 @@ def with_rounds(results: pd.DataFrame) -> pd.DataFrame:
   frames = []
   for _, group in results.groupby(["workers", "every"], sort=False):
     reference = np.mean(
-        group[group["method"] == LOCAL_SGD]["test"].tolist(), 0)
+        group[group["method"] == outers.LOCAL_SGD]["test"].tolist(), 0)
     group = group.copy()
     for name, goal in (("half", reference[len(reference) // 2]),
                        ("end", reference[-1])):
@@ -341,7 +231,7 @@ def plot(results: pd.DataFrame, path: pathlib.Path, title: str) -> None:
   axes = figure.subplots(len(groups), 2, squeeze=False)
   for ((count, every), group), pair in zip(groups, axes):
     methods = list(dict.fromkeys(group["method"]))
-    names = {x[0] for x in BASELINES.values()}
+    names = {x[0] for x in outers.BASELINES.values()}
     for i, method in enumerate(methods):
       own = group[group["method"] == method]
       curve = np.array(own["test"].tolist())
@@ -371,7 +261,7 @@ def define_flags() -> None:
   command.define_trust()
   command.define_task()
   flags.DEFINE_list(
-      "outer", None, f"Outer optimizers: {', '.join(BASELINES)}, or "
+      "outer", None, f"Outer optimizers: {', '.join(outers.BASELINES)}, or "
       "[label=]artifact, a pretrained name or a .safetensors file. local_sgd "
       "is the reference and always runs.", required=True)
   flags.DEFINE_list("workers", ["8"], "Numbers of workers.")
@@ -400,8 +290,8 @@ def main(flags) -> None:
       {"name": flags.task, **command.parse_settings(flags.settings),
        "workers": {"count": count, "every": every}}
       for count in counts for every in steps]
-  outers = {every: [outer_of(name, every, flags.trust) for name in names]
-            for every in steps}
+  compared = {every: [outers.get(name, every, flags.trust) for name in names]
+              for every in steps}
   standard = parametrizations.get("standard")
   for section in sections:  # so that wrong settings are found before any run
     build.task_of({**section, "workers": {
@@ -410,14 +300,14 @@ def main(flags) -> None:
   folder = pathlib.Path(flags.workdir)
   folder.mkdir(parents=True, exist_ok=True)
   command.write_command(folder)
-  candidates = [len(outer.thetas) for outer in outers[steps[0]]]
+  candidates = [len(outer.thetas) for outer in compared[steps[0]]]
   runs = sum(len(flags.local_rates) * (n if n > 1 else 1 + flags.seeds) +
              flags.seeds * (n > 1) for n in candidates)
   with command.progress(len(sections) * runs * flags.num_rounds, "round",
                         "comparing", unit_scale=True) as bar:
     study, frames = Study(flags, bar), []
     for section in sections:
-      for outer in outers[section["workers"]["every"]]:
+      for outer in compared[section["workers"]["every"]]:
         bar.set_postfix_str(f"{section['workers']}, {outer.label}")
         frames.append(study.compare(section, outer))
   results = with_rounds(pd.concat(frames, ignore_index=True))
