@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 from learned_opt import artifact as artifact_lib
+from learned_opt import optimizers
+from learned_opt import registry
 from learned_opt import workers
 import mulo
 
@@ -112,10 +114,15 @@ def get(name: str, every: int, trust: Sequence[str]) -> Outer:
         f"{path} was meta-trained under {artifact.parametrization}, and the "
         "learning rate of local SGD does not follow it; use an optimizer of "
         "the parametrization standard, such as mulo-s-sp.")
-  factor = 4 if reads_spread(artifact.lopt.opt_fn, artifact.theta) else 1
+  # "unrolled", the default of small MLPs, takes minutes to compile.
+  own = optimizers.all_settings(artifact.optimizer, **artifact.settings)
+  how = {"lowering": "blocked"} if "lowering" in registry.all_settings(
+      optimizers.__name__, artifact.optimizer, **own) else {}
+  lopt = optimizers.get(artifact.optimizer, **own, **how)
+  factor = 4 if reads_spread(lopt.opt_fn, artifact.theta) else 1
   return Outer(
       label or (path if path in mulo.list_pretrained() else artifact.optimizer),
-      lambda local_rate: artifact.lopt.opt_fn, [artifact.theta], [{}],
+      lambda local_rate: lopt.opt_fn, [artifact.theta], [{}],
       4 * factor,
       [artifact.optimizer, artifact.settings,
        artifact_lib.sha256(artifact.theta)])
