@@ -176,8 +176,9 @@ def _check_settings(settings: dict[str, Any]) -> None:
 def flatten(theta: Any) -> dict[str, np.ndarray]:
   """Return {path joined by "/": array}, in the order of the tree."""
   leaves = jax.tree_util.tree_flatten_with_path(theta)[0]
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
-          for path, x in leaves}
+  # In C order: safetensors writes the bytes of a transposed array as they lie.
+  return {jax.tree_util.keystr(path, simple=True, separator="/"):
+          np.asarray(x, order="C") for path, x in leaves}
 
 
 def _shapes(theta: Any) -> dict[str, str]:

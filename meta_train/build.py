@@ -4,6 +4,7 @@
 receives the section that it needs, never the whole config.
 """
 
+import functools
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from meta_train import ranges
 from meta_train import selection
 from meta_train import step as step_lib
 from meta_train import unroll
+from meta_train import workers
 from meta_train.devices import parallel
 from meta_train.devices import stream
 from tasks import augment
@@ -31,7 +33,8 @@ from tasks import normalizers
 from tasks.data import identity
 
 # Settings in the section of a task that are not settings of its family.
-NOT_OF_THE_FAMILY = ("weight", "augment", "num_steps", "normalizer")
+NOT_OF_THE_FAMILY = (
+    "weight", "augment", "num_steps", "normalizer", "workers")
 
 # {task name: (task, inner optimizer for this task)}.
 BuiltTasks = dict[str, tuple[tasks_base.Task, unroll.OptFn]]
@@ -170,12 +173,16 @@ def task_of(section: Mapping[str, Any],
           f"Unknown normalizer {name!r}; available: 'log', for tasks with a "
           "loss of chance. Leave it out for the task's own normalizer.")
     task = task._replace(normalize=normalizers.log_bounded(task.chance_loss))
-  if section.get("augment") is None:
-    return task
-  try:
-    return augment.reparametrize(task, **section["augment"])
-  except TypeError as e:
-    raise ValueError(f"augment does not take {section['augment']}: {e}.") from e
+  for name, wrap in (("augment", augment.reparametrize),
+                     ("workers", functools.partial(
+                         workers.local_rounds, parametrization))):
+    if section.get(name) is None:
+      continue
+    try:
+      task = wrap(task, **section[name])
+    except TypeError as e:
+      raise ValueError(f"{name} does not take {section[name]}: {e}.") from e
+  return task
 
 
 def tasks(sections: Mapping[str, Mapping[str, Any]],

@@ -138,11 +138,11 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
   def inner_step(state, keys):
     batch_key, loss_key, valid_key = keys
     batch = task.sample_batch(batch_key, data["train"])
-    (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(
-        state.params, loss_key, batch)
+    loss, grads, extra_args = (task.gradients or gradients)(
+        loss_of, state.params, loss_key, batch)
     # Optimizers that need the loss itself take it as the argument `value`.
     updates, opt_state = tx.update(
-        grads, state.opt_state, state.params, value=loss)
+        grads, state.opt_state, state.params, value=loss, **extra_args)
     params = optax.apply_updates(state.params, updates)
     if loss_split != "train":
       batch = task.sample_batch(valid_key, data[drawn_from(loss_split)])
@@ -155,6 +155,15 @@ def unroll(task: tasks_base.Task, opt_fn: OptFn, theta: Any,
   return jax.lax.scan(
       jax.checkpoint(inner_step) if remat else inner_step, state,
       step_keys(key, num_steps))
+
+
+def gradients(loss: Callable[..., Any], params: Any, key: jax.Array,
+              batch: Any) -> tuple[jax.Array, Any, dict[str, Any]]:
+  """Return (value, gradient of the loss, {}); see `tasks.base.Task.gradients`.
+  """
+  (value, _), grads = jax.value_and_grad(loss, has_aux=True)(
+      params, key, batch)
+  return value, grads, {}
 
 
 def drawn_from(loss_split: str) -> str:

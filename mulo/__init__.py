@@ -13,14 +13,18 @@ from mulo._loading import save
 from mulo._published_layouts import convert
 from mulo._warnings import BeyondTrainingWarning
 from mulo._warnings import StackWarning
+from mulo._wrappers.local_updates import LocalUpdatesState
+from mulo._wrappers.local_updates import local_updates
+from mulo._wrappers.nowcast import nowcast
 from mulo.diagnosis.doctor import doctor
 from mulo.diagnosis.explain import explain
 from mulo.diagnosis.probe import probe
 
 __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
-           "StackWarning", "convert", "coord_check", "doctor", "explain",
-           "links", "list_pretrained", "load", "probe", "read", "read_arrays",
-           "save", "scaling"]
+           "LocalUpdatesState", "StackWarning", "convert", "coord_check",
+           "doctor", "explain", "links", "list_pretrained", "load",
+           "local_updates", "nowcast", "probe", "read", "read_arrays", "save",
+           "scaling"]
 
 
 def __dir__() -> list[str]:

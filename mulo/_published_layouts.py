@@ -86,6 +86,17 @@ def _hyper_v2() -> dict[str, tuple[str, ...]]:
          for name in ("hidden", "cell")}}
 
 
+def _wnn() -> dict[str, tuple[str, ...]]:
+  """Return the names of WNN+: types of parameters, and an MLP of five layers.
+  """
+  prefix = "edge_mlp.fc.{}."
+  first = {f"{kind}0": (f"edge_proj.fc.0.{name}",)
+           for kind, name in (("w", "weight"), ("b", "bias"))}
+  rest = _layers(prefix + "weight", prefix + "bias", (0, 2, 4, 6))
+  return {"types": ("layer_embed.weight",), **first, **{
+      f"{path[0]}{int(path[1]) + 1}": name for path, name in rest.items()}}
+
+
 LAYOUTS = {
     "learned_optimization/mlp_lopt": PublishedLayout(
         "mlp_lopt", _layers(
@@ -107,7 +118,11 @@ LAYOUTS = {
         "adafac_mlp", _layers(
             "network.{}.weight", "network.{}.bias",
             ("input", "linear_0", "output")),
-        {"hidden": ("network.input.bias", 0)}, True, _DECAYS)}
+        {"hidden": ("network.input.bias", 0)}, True, _DECAYS),
+    "nino/wnn": PublishedLayout(
+        "nowcast_adam", _wnn(),
+        {"hidden": ("edge_proj.fc.0.bias", 0),
+         "horizons": ("edge_mlp.fc.6.bias", 0)}, True)}
 
 
 @artifact_lib.refusing("The input of convert")
@@ -130,17 +145,17 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
   * "pylo/meta_mlp", adafac_mlp: network.input.weight (w0, transposed as in
     torch) and network.input.bias (b0); network.linear_0 holds w1 and b1,
     network.output holds w2 and b2.
+  * "nino/wnn", nowcast_adam: the names in its state_dict. Licence: MIT.
 
   Files of VeLO do not have use_bugged_loss_features and
   use_bugged_next_lstm_state: pass them, too. Both are False for the final VeLO.
 
   PyLO has the learned decays in its code, not in its files. Pass them as the
-  settings momentum_decays, rms_decays and adafactor_decays. The values are
-  residuals r, from which decay = 1 - (1 - initial decay) * exp(10 * r).
-  PyLO's optimizers take the same residuals by the same names. The defaults of
-  PyLO's MuLO belong to the weights btherien/mulo: (0.15216392, 0.14245212,
-  0.06812963), (0.01079706,) and (0.18621896, -0.10864615, -0.06185547), with
-  step_mult=0.01 and parametrization="mup".
+  settings momentum_decays, rms_decays and adafactor_decays: residuals r, from
+  which decay = 1 - (1 - initial decay) * exp(10 * r), as in PyLO's optimizers.
+  The defaults of PyLO's MuLO belong to the weights btherien/mulo: (0.15216392,
+  0.14245212, 0.06812963), (0.01079706,) and (0.18621896, -0.10864615,
+  -0.06185547), with step_mult=0.01 and parametrization="mup".
 
   Args:
     flat_arrays: {published name: array}.

@@ -63,6 +63,10 @@ class Task(NamedTuple):
       residual blocks.
     tables: {path: "embedding" or "tied"} of tables whose rows are looked up,
       where "tied" tables read out as well; None for a network without tables.
+    gradients: `(loss, params, key, batch) -> (value, grads, extra_args)`, what
+      an optimizer receives in one step in place of the gradient of the loss;
+      `loss` is a function like the attribute, extra_args are further arguments
+      of `update`. None for the gradient.
   """
 
   init: Callable[[jax.Array], Params]
@@ -78,3 +82,5 @@ class Task(NamedTuple):
   activations: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
   blocks: dict[str, int] | None = None
   tables: dict[str, str] | None = None
+  gradients: Callable[..., tuple[jax.Array, Params, dict[str, Any]]] | None = (
+      None)

@@ -32,7 +32,7 @@ def factories(tmp_path_factory):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", [*optimizers.names(), "adamw", "links"])
+@pytest.mark.parametrize("name", [*optimizers.names(), *contract.OTHERS])
 def test_contract(name, check, factories):
   published = name in contract.AS_PUBLISHED.get(check, ())
   with pytest.raises(AssertionError) if published else contextlib.nullcontext():

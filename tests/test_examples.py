@@ -10,14 +10,18 @@ from mulo import _base_shapes
 from mulo import _coord_check
 from mulo import _loading
 from mulo import _mu_optimizers
+from mulo._wrappers import local_updates
+from mulo._wrappers import nowcast
 
-MODULES = (mulo.scaling, _base_shapes, _mu_optimizers, _loading, _coord_check)
+MODULES = (mulo.scaling, _base_shapes, _mu_optimizers, _loading, _coord_check,
+           local_updates, nowcast)
 
 
 def documented() -> dict[str, object]:
   """Functions that a user calls, by the name that a user calls them."""
   functions = {f"mulo.{name}": getattr(mulo, name)
-               for name in ("load", "coord_check")}
+               for name in ("load", "coord_check", "local_updates",
+                            "nowcast")}
   for name in mulo.scaling.__all__:
     if inspect.isfunction(getattr(mulo.scaling, name)):
       functions[f"mulo.scaling.{name}"] = getattr(mulo.scaling, name)

@@ -23,14 +23,18 @@ ALLOWED = {
         "learned_opt.scaling.parametrizations", "learned_opt.strict_json"),
     "learned_opt.schedules": (),
     "learned_opt.strict_json": (),
+    "learned_opt.workers": (),
+    "learned_opt.nowcasting": ("learned_opt.base", "learned_opt.update"),
     # How an update is computed, and how it scales, know nothing of each other.
     "learned_opt.update": ("learned_opt.base", "learned_opt.kinds"),
     "learned_opt.scaling": (
         "learned_opt.base", "learned_opt.kinds", "learned_opt.registry"),
     "learned_opt.optimizers": (
         "learned_opt.base", "learned_opt.registry", "learned_opt.kinds",
-        "learned_opt.schedules", "learned_opt.update"),
+        "learned_opt.schedules", "learned_opt.workers",
+        "learned_opt.nowcasting", "learned_opt.update"),
     "mulo": ("learned_opt",),
+    "mulo._wrappers": ("learned_opt", "mulo._loading"),
     "mulo.testing": (),
     "tasks": ("learned_opt.registry",),
     "tasks.base": (),

@@ -3,9 +3,10 @@
 python -m experiments.robustness.contract [--optimizers=mulo,adamw]
 
 The optimizers are the files of learned_opt/optimizers with an untrained theta,
-loaded by `mulo.load`, AdamW of optax, and links of `mulo.links` around Adam.
-Each takes half a minute on one core, nearly all of it compilation.
-`mulo.testing` explains the checks. The exit status is 1 if a check fails.
+loaded by `mulo.load`, AdamW of optax, links of `mulo.links` around Adam, and
+`mulo.local_updates`. Each takes half a minute on one core, nearly all of it
+compilation. `mulo.testing` explains the checks. The exit status is 1 if a check
+fails.
 """
 
 import functools
@@ -31,14 +32,17 @@ from mulo import testing
 SETTINGS: dict[str, dict] = {
     "adafac_mlp": {"hidden": 3},
     "celo2": {"hidden": 3, "newton_schulz": 1},
+    "lagg": {"hidden": 3},
     "mlp_lopt": {"hidden": 3},
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
+    "nowcast_adam": {"hidden": 2, "horizons": 3, "every": 5},
     "mulo2": {"hidden": 3, "momenta": 2, "newton_schulz": 1},
     "velo": {"lstm_hidden": 4, "bank": 2}}
 # {check: optimizers that fail it, because they are exact copies of published
 # optimizers and these differ}. Mask parameters that have no gradients.
 AS_PUBLISHED: dict[str, tuple[str, ...]] = {
     "zero_gradients": ("adafac_mlp", "celo2", "mlp_lopt", "velo")}
+OTHERS = ("adamw", "links", "local_updates")  # not in learned_opt/optimizers
 NUM_STEPS = 100  # horizon of the learned optimizers
 
 
@@ -76,6 +80,12 @@ def links(learning_rate=1e-2, weight_decay=0.0, **shapes
       mulo.links.average_params(0.99))
 
 
+def local_updates() -> optax.GradientTransformation:
+  """Return local steps of Adam with an outer optimizer, for one worker."""
+  return mulo.local_updates(
+      optax.adam(1e-2), optax.sgd(0.7, 0.9, nesterov=True), every=2)
+
+
 def shared(make: Callable) -> Callable:
   """Return a factory that returns one object for all calls without arguments.
 
@@ -101,13 +111,14 @@ def shared(make: Callable) -> Callable:
 
 
 def factories(folder: pathlib.Path) -> dict[str, Callable]:
-  """Return {name: factory} of all learned optimizers, of AdamW and of links.
+  """Return {name: factory} of all learned optimizers and of OTHERS.
 
   Args:
     folder: folder where the weights are written.
   """
   return {**{name: learned(name, folder) for name in optimizers.names()},
-          "adamw": shared(adamw), "links": shared(links)}
+          "adamw": shared(adamw), "links": shared(links),
+          "local_updates": functools.lru_cache(local_updates)}
 
 
 def table(results: dict[str, dict[str, str | None]]) -> str:
@@ -141,7 +152,7 @@ def _word(name: str, check: str, message: str | None) -> str:
 def define_flags() -> None:
   """Define the flags."""
   flags.DEFINE_list(
-      "optimizers", None, "Optimizers to check; default: all, adamw and links.")
+      "optimizers", None, "Optimizers to check; default: all.")
 
 
 def main(args: flags.FlagValues) -> int:

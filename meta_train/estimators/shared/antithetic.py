@@ -134,21 +134,20 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
         state.inner)
     bank, inner, kept = bank_lib.begin(
         state.bank, inner, state.noise, over, key, resume)
-    before, begins = (inner, kept), inner.step[0] == 0
+    begins = inner.step[0] == 0
     eps = noise.eps(perturb.sample(eps_key, theta, std), kept, begins)
-    inner, losses = _train(
-        task, opt_fn, perturb.antithetic(theta, eps), inner, key, data,
-        truncation, loss_split)
-    bank = bank_lib.end(bank, before, inner, losses)
-    return State(inner, noise.direction(eps, kept, begins),
-                 state.outer_step + 1, state.squares, bank), losses
+    new, losses = _train(task, opt_fn, perturb.antithetic(theta, eps), inner,
+                         key, data, truncation, loss_split)
+    bank = bank_lib.end(bank, (inner, kept), new, losses)
+    return State(new, noise.direction(eps, kept, begins), state.outer_step + 1,
+                 state.squares, bank), losses
 
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
         keys, theta, state, data)  # losses [copies, 2, truncation]
-    # Both networks of a pair have the same step and length. [copies, 1].
-    first = jax.tree.map(lambda x: x[:, :1], state.inner)
-    meta_losses = unroll.meta_loss(task, losses, loss, first)
+    # Both networks of a pair have the same step and length.
+    meta_losses = unroll.meta_loss(
+        task, losses, loss, jax.tree.map(lambda x: x[:, :1], state.inner))
     squares = relative_lib.squares(state.squares, meta_losses)
     sizes = relative_lib.sizes(squares, state.outer_step) if relative else None
     return perturb.estimate(

@@ -1,0 +1,1 @@
+"""Studies of what is put around an optimizer: workers, and jumps."""

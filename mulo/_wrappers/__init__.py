@@ -1,0 +1,1 @@
+"""Transformations around any optax optimizer, one per file."""
