@@ -181,7 +181,7 @@ def parity(lowering: str) -> dict[str, Any]:
 def _updates(device, target, lowering):
   """Return the second updates of a matrix, two convolutions and a bias."""
   rng = np.random.default_rng(0)
-  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  normal = lambda *shape: np.asarray(rng.normal(size=shape), np.float32)
   params, grads = [{"w": normal(64, 48), "convs": [
       normal(3, 3, 8, 16) for _ in range(2)], "b": normal(48)}
                    for _ in range(2)]
@@ -302,9 +302,10 @@ def meta_training(config: ml_collections.ConfigDict, out: pathlib.Path,
   if result.exists():
     shutil.copy(result, out / "theta.safetensors")
   elif state is not None:
-    software = json.loads((folder / "config.json").read_text())["software"]
+    written = json.loads((folder / "config.json").read_text())
     artifact_lib.write(out / "theta.safetensors", train.artifact(
-        config, state.theta, software, int(state.step)))
+        config, state.theta, written["software"], written["data"],
+        int(state.step)))
   rows = metrics.read(folder / "metrics.jsonl")
   return {
       "outer steps": rows[-1]["step"],
@@ -340,15 +341,15 @@ def run(scale: Scale, minutes: float, out: pathlib.Path,
   limits = results.tables["machine"][0]
   limits = {} if "error" in limits else limits
   each(results, "parity", share("parity"), [
-      ({"lowering": name}, lambda name=name: parity(name))
+      ({"lowering": name}, functools.partial(parity, name))
       for name in mlp.LOWERINGS])
   each(results, "steps", share("steps"), [
       ({"network": network, "dtype": dtype, "optimizer": case},
-       lambda args=(network, size, case, dtype): step_cost(*args, limits))
+       functools.partial(step_cost, network, size, case, dtype, limits))
       for network, size in scale.networks.items() for dtype in scale.dtypes
       for case in scale.cases])
   each(results, "throughput", share("throughput"), [
-      ({"copies": n}, lambda n=n: throughput(scale, n))
+      ({"copies": n}, functools.partial(throughput, scale, n))
       for n in scale.copies])
   left = end - time.monotonic() - min(RESERVE, 6 * minutes)
   each(results, "meta_training", max(left, 0.0), [({}, lambda: meta_training(

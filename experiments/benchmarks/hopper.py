@@ -45,7 +45,7 @@ dnn_version_info { major: 9 minor: 8 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 # XLA times candidates of kernels unless told not to, which needs a GPU.
-OPTIONS = {"xla_gpu_autotune_level": 0}
+OPTIONS: Any = {"xla_gpu_autotune_level": 0}
 # Instructions that run no kernel.
 FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element",
         "after-all", "partition-id", "replica-id"}
@@ -97,9 +97,9 @@ def compile_fn(fn: Callable, *args: Any, donate: tuple[int, ...] = ()
         fn, donate_argnums=donate, in_shardings=sharding,
         out_shardings=sharding).lower(*args).compile(compiler_options=OPTIONS)
   seconds = time.perf_counter() - start
-  analysis = compiled.memory_analysis()
-  return Program(*read(compiled.as_text()), analysis.temp_size_in_bytes,
-                 seconds)
+  text: Any = compiled.as_text()
+  analysis: Any = compiled.memory_analysis()
+  return Program(*read(text), analysis.temp_size_in_bytes, seconds)
 
 
 def read(text: str) -> tuple[int, int, int]:
@@ -229,7 +229,7 @@ def _device():
   except NotImplementedError:
     # Without CUDA libraries, JAX leaves the plugin out unless it is told that
     # the plugin is not to run anything.
-    chosen = jax.config.jax_platforms
+    chosen = jax.config.read("jax_platforms")
     jax.config.update("jax_platforms", "cpu")
     try:
       _plugin().initialize()

@@ -10,7 +10,6 @@ from learned_opt import base
 from learned_opt import workers
 from learned_opt.update import per_parameter
 
-
 check_arrays: Any = per_parameter.check_arrays  # has no annotations
 
 

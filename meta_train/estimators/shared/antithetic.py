@@ -107,27 +107,25 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
   unroll.check_loss(loss, loss_split)
   lengths = truncation_lib.lengths(
       truncation, shortest, longest, curriculum, stagger)
-  networks = 1 if noise.merge else 2
 
   def start(key, theta, length):
     inner = unroll.start(task, opt_fn, theta, key, length)
+    networks = 1 if noise.merge else 2
     return jax.tree.map(lambda x: jnp.stack([x] * networks), inner)
 
   def init(keys, theta):
     def init_copy(key):
       params_key, length_key = jax.random.split(key)
       inner = start(params_key, theta, lengths.first(length_key))
-      noise = jax.tree.map(jnp.zeros_like, theta)
-      return State(inner, noise, jnp.int32(0), jnp.float32(0),
-                   bank_lib.empty(inner, noise) if resume else ())
+      zeros = jax.tree.map(jnp.zeros_like, theta)
+      return State(inner, zeros, jnp.int32(0), jnp.float32(0),
+                   bank_lib.empty(inner, zeros) if resume else ())
     return jax.vmap(init_copy)(keys)
 
   def truncate(key, theta, state, data):
-    """Run one truncation of one copy: (state, losses [2, truncation])."""
     params_key, length_key, eps_key = jax.random.split(key, 3)
     over = state.inner.step[0] >= state.inner.length[0]
-    # Under vmap both branches are computed anyway: a new network is initialised
-    # in every truncation, and used where the episode is over.
+    # Under vmap, a new network is initialised in every truncation anyway.
     inner = jax.tree.map(
         lambda new, old: jnp.where(over, new, old),
         start(params_key, theta, lengths.sample(length_key, state.outer_step)),
@@ -145,7 +143,6 @@ def make(name: str, noise: Noise, task: tasks_base.Task, opt_fn: unroll.OptFn,
   def estimate(keys, theta, state, data):
     state, losses = jax.vmap(truncate, (0, None, 0, None))(
         keys, theta, state, data)  # losses [copies, 2, truncation]
-    # Both networks of a pair have the same step and length.
     meta_losses = unroll.meta_loss(
         task, losses, loss, jax.tree.map(lambda x: x[:, :1], state.inner))
     squares = relative_lib.squares(state.squares, meta_losses)
