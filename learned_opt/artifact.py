@@ -136,6 +136,17 @@ class Artifact:
         raise ArtifactError(
             f"theta[{name!r}] has numbers beyond {MAX_NUMBER:g}.")
 
+  def __repr__(self) -> str:
+    """Return five lines, instead of all numbers of theta."""
+    size = sum(x.size for x in jax.tree.leaves(self.theta))
+    settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+    return "\n".join([
+        f"Artifact of {self.optimizer!r} under {self.parametrization!r}",
+        f"  theta: {size} numbers, sha256 {sha256(self.theta)}",
+        f"  settings: {settings or 'none'}",
+        f"  trained: {self.trained}",
+        f"  licence: {self.licence!r}"])
+
   @property
   def lopt(self) -> base.LearnedOptimizer:
     """The learned optimizer that theta belongs to."""

@@ -25,6 +25,7 @@ __all__ = ["ArtifactError", "BeyondTrainingWarning", "CoordCheckReport",
            "doctor", "explain", "links", "list_pretrained", "load",
            "local_updates", "nowcast", "probe", "read", "read_arrays", "save",
            "scaling"]
+__version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""The command `mulo`. `import mulo` imports nothing from here."""

@@ -1,0 +1,139 @@
+"""The command `mulo`."""
+
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+import mulo
+from mulo._cli import main
+from mulo._cli import parts
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = ROOT / "meta_train" / "configs"
+
+
+def run(folder, *arguments):
+  """Run `python -m mulo` as a new process."""
+  return subprocess.run(
+      [sys.executable, "-m", "mulo", *arguments], cwd=folder,
+      capture_output=True, text=True,
+      env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """The calls of `runpy.run_module`, which does nothing: [(module, argv)]."""
+  calls = []
+  monkeypatch.setattr(sys, "argv", sys.argv)
+  monkeypatch.setattr(
+      runpy, "run_module",
+      lambda module, **kwargs: calls.append((module, sys.argv)))
+  return calls
+
+
+def test_help_names_all_commands(capsys):
+  assert main.main(["--help"]) == 0
+  text = capsys.readouterr().out
+  assert mulo.__version__ in text
+  for command in main.COMMANDS.values():
+    assert command.purpose in text
+
+
+def test_list_has_every_file_of_every_folder(capsys):
+  assert main.main(["list"]) == 0
+  words = capsys.readouterr().out.split()
+  assert set(parts.KINDS) <= set(words)
+  folders = ("learned_opt/optimizers", "learned_opt/scaling/parametrizations",
+             "meta_train/configs", "meta_train/estimators", "tasks/families")
+  names = {path.stem for folder in folders
+           for path in (ROOT / folder).glob("[!_]*.py")}
+  assert {*names, *mulo.list_pretrained(), "heldout", "adamw"} <= set(words)
+
+
+def test_every_part_has_a_purpose():
+  for kind, rows in parts.KINDS.items():
+    for row in rows():
+      assert row.line, (kind, row.name)
+
+
+def test_list_without_packages_of_meta_training(monkeypatch):
+  """As in an environment with nothing but `pip install mulo`."""
+  def fails():
+    raise ModuleNotFoundError("No module named 'flax'")
+
+  monkeypatch.setitem(parts.KINDS, "tasks", fails)
+  text = parts.tables()
+  assert "tasks\n  (No module named 'flax')\n" in text and "velo" in text
+
+
+def test_card(capsys, tmp_path):
+  assert main.main(["card", "mulo-s"]) == 0
+  card = (ROOT / "mulo" / "pretrained" / "mulo-s.md").read_text()
+  assert card in capsys.readouterr().out
+  path = tmp_path / "theta.safetensors"
+  mulo.save(path, mulo.read("mulo-s"))
+  assert main.main(["card", str(path)]) == 0
+  assert repr(mulo.read("mulo-s")) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, module, argv", [
+    (["train", "quickstart", "--config.num_steps=3"], "meta_train.train",
+     ["mulo train", "--config.num_steps=3", f"--config={CONFIGS}/quickstart.py",
+      "--workdir=runs/quickstart_train"]),
+    (["train", "search:digits", "--workdir=x"], "meta_train.train",
+     ["mulo train", "--workdir=x", f"--config={CONFIGS}/search.py:digits"]),
+    (["train", "mine.py"], "meta_train.train",
+     ["mulo train", "--config=mine.py", "--workdir=runs/mine_train"]),
+    (["train", "--config=mine.py", "--workdir=x"], "meta_train.train",
+     ["mulo train", "--config=mine.py", "--workdir=x"]),
+    (["compare", "mulo-s", "adamw"], "experiments.studies.transfer",
+     ["mulo transfer", "--optimizers=mulo-s,adamw",
+      "--workdir=runs/mulo-s_adamw_transfer"]),
+    (["check", "mulo-s", "--seeds=2"], "experiments.studies.coord_check",
+     ["mulo coord_check", "--seeds=2", "--optimizer=mulo-s",
+      "--workdir=runs/mulo-s_coord_check"])])
+def test_modules_and_their_flags(started, arguments, module, argv):
+  assert main.main(arguments) == 0
+  assert started == [(module, argv)]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["lst"], "unknown command 'lst'.* Did you mean 'list'"),
+    (["list", "taks"], "unknown kind 'taks'.* Did you mean 'tasks'"),
+    (["list", "tasks", "suites"], "takes one kind.* Usage: mulo list"),
+    (["card"], "takes one name.* Usage: mulo card NAME"),
+    (["card", "mulo-z"], "mulo-z.* Did you mean 'mulo-s'"),
+    (["train"], "got nothing.* Usage: mulo train CONFIG"),
+    (["train", "quickstart", "runs/x"], "takes one name.*got quickstart runs"),
+    (["train", "quikstart"], "unknown config.* Did you mean 'quickstart'"),
+    (["compare", "--seeds=2"], "takes names.*got --seeds=2")])
+def test_errors_are_one_line(started, arguments, message):
+  error = main.main(arguments)
+  assert not started and "\n" not in error
+  assert re.search(message, error), error
+
+
+def test_flags_reach_the_module(tmp_path):
+  """A wrong key is noticed when the config is loaded, before anything runs."""
+  done = run(tmp_path, "train", "quickstart", "--config.num_stps=3")
+  assert done.returncode == 1 and not list(tmp_path.iterdir())
+  (line,) = done.stderr.strip().splitlines()
+  assert "config has no key 'num_stps'" in line
+
+
+def test_a_users_own_tasks_is_named(tmp_path):
+  (tmp_path / "tasks.py").write_text("raise RuntimeError('imported')")
+  done = run(tmp_path, "train", "quickstart")
+  (line,) = done.stderr.strip().splitlines()
+  assert done.returncode == 1 and f"{tmp_path}/tasks.py hides" in line
+
+
+def test_without_a_checkout(monkeypatch):
+  monkeypatch.setitem(sys.modules, "experiments", None)
+  error = main.main(["compare", "mulo-s"])
+  assert "only a checkout of mulo has" in error
