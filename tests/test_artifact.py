@@ -221,3 +221,10 @@ def test_wrong_theta():
     make(theta=dict(theta, w1=theta["w1"][:3]))
   with pytest.raises(ValueError, match="found .*float64"):
     make(theta=dict(theta, w1=np.float64(theta["w1"])))
+
+
+def test_repr_is_five_lines():
+  """A summary, not all numbers; a text of the file cannot add a line."""
+  lines = repr(make(licence="MIT\nno")).splitlines()
+  assert len(lines) == 5
+  assert "'mulo'" in lines[0] and artifact_lib.sha256(make().theta) in lines[1]
