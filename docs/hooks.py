@@ -54,9 +54,9 @@ def _public(module: Any, name: str) -> str:
   if not inspect.getdoc(value):
     raise exceptions.PluginError(f"{public} has no docstring.")
   path = f"{value.__module__}.{value.__qualname__}"
-  return (f"[](){{ #{public} }}\n\n::: {path}\n    options: {{heading: {public}, "
-          f"toc_label: {public}, heading_level: 2, show_root_heading: true, "
-          "show_root_toc_entry: true}\n")
+  return (f"[](){{ #{public} }}\n\n::: {path}\n    options: {{heading: "
+          f"{public}, toc_label: {public}, heading_level: 2, "
+          "show_root_heading: true, show_root_toc_entry: true}\n")
 
 
 def _module(title: str, module: Any) -> str:
