@@ -51,7 +51,7 @@ def main() -> None:
   if sys.argv[1:] == ["[train]"]:
     subprocess.run(
         [program, "train", "quickstart", "--workdir=run",
-         "--config.num_steps=10", "--config.copies=2"], check=True)
+         "--config.num_steps=30", "--config.copies=2"], check=True)
     train("run/theta.safetensors")
   else:
     train("mulo-s")

@@ -83,10 +83,10 @@ def test_card(capsys, tmp_path):
 
 @pytest.mark.parametrize("arguments, module, argv", [
     (["train", "quickstart", "--config.num_steps=3"], "meta_train.train",
-     ["mulo train", "--config.num_steps=3", f"--config={CONFIGS}/quickstart.py",
+     ["mulo train", f"--config={CONFIGS}/quickstart.py", "--config.num_steps=3",
       "--workdir=runs/quickstart_train"]),
     (["train", "search:digits", "--workdir=x"], "meta_train.train",
-     ["mulo train", "--workdir=x", f"--config={CONFIGS}/search.py:digits"]),
+     ["mulo train", f"--config={CONFIGS}/search.py:digits", "--workdir=x"]),
     (["train", "mine.py"], "meta_train.train",
      ["mulo train", "--config=mine.py", "--workdir=runs/mine_train"]),
     (["train", "--config=mine.py", "--workdir=x"], "meta_train.train",
@@ -95,7 +95,7 @@ def test_card(capsys, tmp_path):
      ["mulo transfer", "--optimizers=mulo-s,adamw",
       "--workdir=runs/mulo-s_adamw_transfer"]),
     (["check", "mulo-s", "--seeds=2"], "experiments.studies.coord_check",
-     ["mulo coord_check", "--seeds=2", "--optimizer=mulo-s",
+     ["mulo coord_check", "--optimizer=mulo-s", "--seeds=2",
       "--workdir=runs/mulo-s_coord_check"])])
 def test_modules_and_their_flags(started, arguments, module, argv):
   assert main.main(arguments) == 0
@@ -120,7 +120,8 @@ def test_errors_are_one_line(started, arguments, message):
 
 def test_flags_reach_the_module(tmp_path):
   """A wrong key is noticed when the config is loaded, before anything runs."""
-  done = run(tmp_path, "train", "quickstart", "--config.num_stps=3")
+  done = run(tmp_path, "train", "quickstart", "--config.num_steps=3",
+             "--config.num_stps=3")
   assert done.returncode == 1 and not list(tmp_path.iterdir())
   (line,) = done.stderr.strip().splitlines()
   assert "config has no key 'num_stps'" in line

@@ -79,8 +79,8 @@ def _module(arguments: list[str], *, module: str, packages: Sequence[str],
         f"takes {'names' if many else 'one name'} and flags of the form "
         f"--flag=value, got {' '.join(arguments) or 'nothing'}.")
   check_packages(packages)
-  if names:
-    flags.append(f"--{flag}={','.join(value(name) for name in names)}")
+  if names:  # first, because config files come before changes of their keys
+    flags.insert(0, f"--{flag}={','.join(value(name) for name in names)}")
   if names and not any(x.lstrip("-").startswith("workdir=") for x in flags):
     folder = "_".join(pathlib.Path(name).stem for name in names)
     flags.append(f"--workdir=runs/{folder.replace(':', '_')}_{command}")
