@@ -27,17 +27,23 @@ def _outside() -> dict[str, str]:
            "LICENSE": "LICENSE.txt", "CITATION.cff": "CITATION.txt"}
   for name in mulo.list_pretrained():
     pages[f"mulo/pretrained/{name}.md"] = f"cards/{name}.md"
-  for path in (ROOT / "examples").glob("*.py"):
-    pages[f"examples/{path.name}"] = f"examples/{path.stem}.md"
+  for path in (ROOT / "examples").iterdir():
+    if path.name == "launch" or path.suffix == ".py":
+      pages[f"examples/{path.name}"] = f"examples/{path.stem}.md"
   return pages
 
 
 def _text(source: str) -> str:
-  """Return the Markdown of a file; code is quoted."""
-  text = (ROOT / source).read_text()
-  if not source.endswith(".py"):
+  """Return the Markdown of a file; code, and files of a folder, are quoted."""
+  path = ROOT / source
+  if path.is_dir():
+    return f"# {path.name}\n\n" + "\n".join(
+        f"## {file.name}\n\n````\n{file.read_text()}````\n"
+        for file in sorted(path.iterdir()) if file.is_file())
+  text = path.read_text()
+  if path.suffix != ".py":
     return text
-  return f"# {pathlib.Path(source).name}\n\n````python\n{text}````\n"
+  return f"# {path.name}\n\n````python\n{text}````\n"
 
 
 def _public(module: Any, name: str) -> str:
@@ -87,6 +93,7 @@ def _reference() -> dict[str, str]:
   return {f"reference/{name}.md": text for name, text in {
       "mulo": _module("mulo", mulo),
       "scaling": _module("mulo.scaling", mulo.scaling),
+      "links": "# mulo.links\n\n::: mulo.links\n",
       "optimizers": _parts("Optimizers", "learned_opt.optimizers"),
       "parametrizations": _parts(
           "Parametrizations", "learned_opt.scaling.parametrizations"),
