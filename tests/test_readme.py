@@ -143,7 +143,10 @@ def test_links_lead_somewhere(page):
   for path, anchor in re.findall(
       r"\]\(((?!http)[^)#]*)(?:#([^)]*))?\)", page.read_text()):
     target = page.parent / path if path else page
-    assert target.exists(), path
+    # Pages of the reference are made with the site, see docs/hooks.py.
+    made = target.parent.name == "reference" and (
+        f"reference/{target.name}" in (ROOT / "mkdocs.yml").read_text())
+    assert target.exists() or made, path
     assert not anchor or anchor in anchors(target), anchor
 
 
