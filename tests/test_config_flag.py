@@ -61,7 +61,7 @@ def test_settings_that_the_file_does_not_list(monkeypatch):
 
 @pytest.mark.parametrize("argument, message", [
     ("--config.sed=1", r"--config.sed: config has no key 'sed'; its keys are "
-     "checkpoint_every, copies,.*theta_opt"),
+     "average, checkpoint_every, copies,.*theta_opt"),
     ("--noconfig.streams", "config has no key 'streams'"),
     ("--config.optimzer.hidden=1", "config has no key 'optimzer'"),
     ("--config.theta_opt.lr=1", "config.theta_opt has no key 'lr'; its keys "

@@ -352,9 +352,12 @@ def test_disk_full_and_folders_that_cannot_be_written(finished, tmp_path):
   done = subprocess.run(
       [sys.executable, "-c", FULL_DISK, str(folder)], cwd=ROOT,
       env=environment, capture_output=True, text=True)
-  line, = [line for line in re.split(r"[\r\n]+", done.stderr)
+  lines = [line for line in re.split(r"[\r\n]+", done.stderr)
            if line.strip() and not line.startswith("meta-training:")]
-  assert done.returncode == 1 and line.startswith("OSError: A checkpoint can")
+  assert len(lines) == 1, done.stderr
+  line, = lines
+  assert done.returncode == 1 and line.startswith(
+      "OSError: A checkpoint can"), done.stderr
   # With space again, the run continues: nothing is lost or half-written.
   train.meta_train(tiny_config.get_config(), str(folder))
   assert same_result(folder, finished)

@@ -38,6 +38,7 @@ class Checkpointer:
     logging.getLogger("absl").addFilter(_not_of_orbax)
     self._old_hook = threading.excepthook
     threading.excepthook = self._thread_error
+    _ignore_closed_loops()
     self._manager = ocp.CheckpointManager(
         folder.absolute(), options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=False, cleanup_tmp_directories=True,
@@ -143,6 +144,24 @@ class Checkpointer:
     frames = traceback.extract_tb(error.exc_traceback)
     if not any(_is_orbax(frame.filename) for frame in frames):
       self._old_hook(error)
+
+
+def _ignore_closed_loops() -> None:
+  """Do not print what C++ threads report to an event loop that orbax closed.
+
+  After one error of writing, the other writes still end, some after the
+  Checkpointer.
+  """
+  old = sys.unraisablehook
+  if getattr(old, "ignores_closed_loops", False):
+    return
+
+  def hook(error: Any) -> None:
+    if str(error.exc_value) != "Event loop is closed":
+      old(error)
+
+  hook.ignores_closed_loops = True  # type: ignore[attr-defined]
+  sys.unraisablehook = hook
 
 
 def _is_orbax(path: str) -> bool:
