@@ -68,7 +68,7 @@ def run_local(count: int, command: list[str], folder: pathlib.Path) -> None:
 
 
 class Job:
-  """What a job of the cluster does; submitit pickles it.
+  """Work of one job of the cluster; submitit pickles it.
 
   Attributes:
     command: see `command_line`.

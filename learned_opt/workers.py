@@ -1,4 +1,4 @@
-"""What workers that train copies of a network have in common.
+"""Common parts of workers that train copies of a network.
 
 Each worker has a difference: the parameters before its local steps minus those
 after. The mean difference plays the gradient of an outer optimizer. The spread

@@ -1,4 +1,4 @@
-"""What `make wheel` tries in a new environment and an empty folder.
+"""Trial that `make wheel` runs in a new environment and an empty folder.
 
 python smoke.py [EXTRA]: without an extra, an optimizer of the package trains;
 with "[train]", `mulo train` meta-trains, and the result trains.

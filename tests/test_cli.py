@@ -62,7 +62,7 @@ def test_every_part_has_a_purpose():
 
 
 def test_list_without_packages_of_meta_training(monkeypatch):
-  """As in an environment with nothing but `pip install mulo`."""
+  """Imitate an environment with nothing but `pip install mulo`."""
   def fails():
     raise ModuleNotFoundError("No module named 'flax'")
 

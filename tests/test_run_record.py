@@ -1,4 +1,4 @@
-"""What a workdir knows of its run: data, checkpoints, rows of metrics."""
+"""Records of a run in its workdir: data, checkpoints, rows of metrics."""
 
 import json
 import random

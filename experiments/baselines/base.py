@@ -1,4 +1,4 @@
-"""What a baseline is, schedules of its learning rate, and grids of rates."""
+"""Interface of baselines, schedules of learning rates, and grids of rates."""
 
 import math
 from typing import Any, Callable, NamedTuple

@@ -1,4 +1,4 @@
-"""What an update will cost on a GPU, from programs compiled without one.
+"""Cost of an update on a GPU, from programs compiled without one.
 
 python -m experiments.benchmarks.gpu_plan --network=gpt2 --workdir=runs/gpu_plan
 

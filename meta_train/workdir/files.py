@@ -15,7 +15,7 @@ from meta_train.workdir import run_record
 
 
 class Files(NamedTuple):
-  """What process 0 needs to write to the workdir.
+  """Files that process 0 writes to the workdir.
 
   Attributes:
     folder: the workdir.

@@ -1,4 +1,4 @@
-"""What there is: trained optimizers, and parts by kind."""
+"""Lists of trained optimizers, and of parts by kind."""
 
 import ast
 import difflib
