@@ -299,3 +299,11 @@ def test_without_a_schedule_the_exponent_stays():
     for _ in range(3):
       _, state = update(grad, state, grad)
     assert bool(state.statistics.exponent["w"] != 0) == moves
+
+
+@pytest.mark.parametrize("multiplier, change", [
+    (1.0, mulo2_lib.RATE), (0.75, mulo2_lib.RATE / 2), (0.5, 0.0), (0.1, 0.0)])
+def test_the_exponent_rests_in_the_second_half(multiplier, change):
+  after = mulo2_lib._exponent(
+      jnp.zeros(2), jnp.float32(0.5), jnp.float32(1), jnp.float32(multiplier))
+  assert float(after) == pytest.approx(0.5 + change)

@@ -337,25 +337,19 @@ def bad_row(line: bytes, folder: pathlib.Path) -> str:
       f"{len(lines)} lines")
 
 
-def changed(config: ml_collections.ConfigDict, name: str, value: object
-            ) -> ml_collections.ConfigDict:
-  """Return a copy with another value of a setting, such as "estimator.std"."""
-  config = config.copy_and_resolve_references().unlock()
+def nonsense(name: str, value: object, folder: pathlib.Path) -> str:
+  """Set a number of the config to a value that nobody means."""
+  del folder
+  config = get_config()
+  config.unlock()
   *sections, last = name.split(".")
   section = config
   for part in sections:
     section = section[part]
   with section.ignore_type():
     section[last] = value
-  return config
-
-
-def nonsense(name: str, value: object, folder: pathlib.Path) -> str:
-  """Set a number of the config to a value that nobody means."""
-  del folder
-  last = name.split(".")[-1]
   try:
-    build.check(changed(get_config(), name, value))
+    build.check(config)
   except ValueError as e:
     return REFUSED if last in str(e) and "\n" not in str(e) else str(e)
   return "accepted"
