@@ -14,7 +14,9 @@ REFERENCE = baselines.get("adamw").label
 # {column: baselines, of which the first that a study has is the reference}.
 REFERENCES = {
     "speedup": (REFERENCE, baselines.get("adamw_tuned").label),
-    "speedup over Muon": (baselines.get("muon_tuned").label,)}
+    "speedup over Muon": tuple(
+        baselines.get(name).label
+        for name in ("muon_matrices_tuned", "muon_tuned"))}
 SEEDS_ALPHA = 0.2  # opacity of bands over seeds
 # Learned optimizers have solid lines in these colors. Baselines have dashed
 # lines in shades of grey and another marker.
