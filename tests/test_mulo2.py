@@ -76,6 +76,21 @@ def test_the_size_of_gradients_does_not_matter(scale):
       chex.assert_trees_all_close(x, y, rtol=2e-3, atol=1e-5)
 
 
+def test_without_an_mlp_the_mixture_is_constant():
+  lopt, theta = make()
+  theta["w2"] = np.zeros_like(theta["w2"])
+  without = optimizers.get("mulo2", hidden=0)
+  assert "w0" not in without.init(jax.random.key(0))
+  chex.assert_trees_all_equal_shapes(
+      without.init(jax.random.key(0)),
+      small := {k: v for k, v in theta.items()
+                if k not in ("w0", "w1", "w2", "b0", "b1")})
+  grads, params = [tree(i) for i in range(3)], tree(9)
+  chex.assert_trees_all_close(
+      run(without, small, grads, params), run(lopt, theta, grads, params),
+      rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("lowering", ["blocked", "pallas"])
 def test_lowerings_agree(lowering):
   lopt, theta = make()

@@ -130,7 +130,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
   """Return the optimizer; formulas are in the module docstring.
 
   Args:
-    hidden: H, width of both hidden layers.
+    hidden: H, width of both hidden layers; 0: there is no MLP.
     momenta: K, number of momenta, from 1 to 3.
     step_mult: multiplies all updates.
     vector_mult: multiplies updates of biases and gains.
@@ -148,7 +148,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
     ValueError: a number is out of range, or a name is unknown.
   """
   mlp.check_settings(
-      hidden, 1, lowering, step_mult=step_mult, vector_mult=vector_mult,
+      hidden, 0, lowering, step_mult=step_mult, vector_mult=vector_mult,
       table_mult=table_mult)
   accumulators.check_dtype(accumulator_dtype)
   orthogonal.check_iterations(newton_schulz)
@@ -209,8 +209,8 @@ def _init(key, hidden, momenta):
   """Return theta: random hidden layers, of which nothing arrives at first."""
   odd, even, tensor = _counts(momenta)
   theta = mlp.init(key, odd + even + tensor, hidden, odd)
-  return theta | {
-      "w2": jnp.zeros_like(theta["w2"]),
+  last = {"w2": jnp.zeros_like(theta["w2"])} if hidden else {}
+  return theta | last | {
       "b2": jnp.zeros_like(theta["b2"]).at[ADAM_FEATURE].set(1),
       "size": jnp.zeros(tensor, jnp.float32),
       "share": jnp.zeros(tensor, jnp.float32),

@@ -4,7 +4,8 @@
 each element. Direction and magnitude are the outputs of the MLP
 `features -> hidden -> hidden -> 2` (ReLU, linear output). With odd features
 (`Features.odd`), the update is instead a sum of these features, normalized,
-whose weights are the outputs of the MLP.
+whose weights are the outputs of the MLP. Without hidden units they are the
+last bias, which is then all of theta.
 
 Three rewrites of the first layer save work per element. They are exact up to
 rounding:
@@ -65,10 +66,12 @@ def init(key: jax.Array, num_features: int, hidden: int, outputs: int = 2
 
   Returns:
     w0 [num_features, hidden], b0 [hidden], w1 [hidden, hidden], b1 [hidden],
-    w2 [hidden, outputs], b2 [outputs], float32.
+    w2 [hidden, outputs], b2 [outputs], float32; b2 alone without hidden units.
   """
   sizes = (num_features, hidden, hidden, outputs)
   theta = {}
+  if hidden == 0:
+    return {"b2": jnp.zeros(outputs, jnp.float32)}
   for i, k in enumerate(jax.random.split(key, 3)):
     shape = sizes[i:i + 2]
     theta[f"w{i}"] = jax.random.truncated_normal(
@@ -105,6 +108,8 @@ def apply(theta: dict, features: features_lib.Features, shape: tuple,
 
 def _apply(theta, features, shape, output, lowering):
   """Return the result of `apply`, without its checkpoint."""
+  if "w0" not in theta:
+    return _without_mlp(theta["b2"], features, shape, output)
   if lowering is None:
     lowering = "unrolled" if len(theta["b0"]) <= UNROLL_HIDDEN else "blocked"
   size = blocks.default_size()
@@ -153,6 +158,24 @@ def _apply(theta, features, shape, output, lowering):
   return blocks.elementwise(
       kernel, (features.inputs, biases, wide), shape,
       math.prod(shape) if unrolled else size)
+
+
+def _without_mlp(weights, features, shape, output):
+  """Return the result of `apply` for odd features with constant weights."""
+  fused = blocks.fused_size()
+  squares = blocks.mean_squares(
+      _statistics(features, shape, fused), features.inputs, shape, fused)
+  scale, limits = _normalize(features, squares)
+
+  def kernel(inputs):
+    odd = features_lib.one_by_one(features, inputs)[:features.odd]
+    if limits is not None:
+      odd = [jnp.clip(x, -limit, limit) for x, limit in zip(odd, limits)]
+    return features_lib.gated(
+        features, inputs, output(*_mixed(weights, odd, scale)))
+
+  return blocks.elementwise(
+      kernel, features.inputs, shape, math.prod(shape))
 
 
 def _mixed(outputs, odd, scale):
