@@ -57,7 +57,7 @@ _BETA = Range(0.0, 1 - 1e-9)
 OPTIMIZER: dict[str, Any] = {
     "learning_rate": _RATE, "b1": _BETA, "b2": _BETA, "epsilon": _NOT_NEGATIVE,
     "step_mult": _RATE, "exp_mult": _NUMBER, "warmup": _FRACTION,
-    "hidden": Range(1, artifact.MAX_INTEGER),
+    "hidden": Range(0, artifact.MAX_INTEGER),
     "lstm_hidden": Range(1, artifact.MAX_INTEGER),
     "bank": Range(1, artifact.MAX_INTEGER)}
 TASK: dict[str, Any] = {
