@@ -37,11 +37,13 @@ SETTINGS: dict[str, dict] = {
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
     "nowcast_adam": {"hidden": 2, "horizons": 3, "every": 5},
     "mulo2": {"hidden": 3, "momenta": 2, "newton_schulz": 1},
+    "unf": {"hidden": 3},
     "velo": {"lstm_hidden": 4, "bank": 2}}
 # {check: optimizers that fail it, because they are exact copies of published
 # optimizers and these differ}. Mask parameters that have no gradients.
 AS_PUBLISHED: dict[str, tuple[str, ...]] = {
-    "zero_gradients": ("adafac_mlp", "celo2", "mlp_lopt", "velo")}
+    "zero_gradients": (
+        "adafac_mlp", "celo2", "mlp_lopt", "unf", "velo")}
 OTHERS = ("adamw", "links", "local_updates")  # not in learned_opt/optimizers
 NUM_STEPS = 100  # horizon of the learned optimizers
 
