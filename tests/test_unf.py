@@ -12,7 +12,7 @@ from learned_opt import kinds as kinds_lib
 from learned_opt import optimizers
 from learned_opt.optimizers.shared import permutations
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "unf_w2_golden.npz"
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "unf" / "second_matrix.npz"
 MLP = {"layer_9": {"b": (4,), "w": (3, 4)},
        "layer_10": {"b": (5,), "w": (4, 5)},
        "layer_11": {"b": (2,), "w": (5, 2)}}
