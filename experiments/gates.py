@@ -36,25 +36,27 @@ def _shapes(width: int) -> dict[str, Any]:
           for name, shape in shapes.items()}
 
 
-def _updates(artifact: artifact_lib.Artifact, theta: Any, agree: Any
-             ) -> dict[str, np.ndarray]:
+def _updates(artifact: artifact_lib.Artifact, thetas: list[Any],
+             agree: list[float]) -> dict[str, np.ndarray]:
   """Return the RMS of the update of each role at each step, [runs, NUM_STEPS].
 
   Args:
     artifact: the optimizer.
-    theta: its meta-parameters.
+    thetas: meta-parameters of each run.
     agree: for each run, the part of the gradient that is the same at all steps,
       from 0 to 1, or NaN for gradients of 0; the rest is noise.
   """
-  kinds = multipliers.kinds(_shapes(2 * WIDTH))
-  tx = kinds_lib.told(artifact.lopt.opt_fn, kinds)(theta, num_steps=NUM_STEPS)
+  opt_fn = kinds_lib.told(
+      artifact.lopt.opt_fn, multipliers.kinds(_shapes(2 * WIDTH)))
   draw = lambda key: {
       name: jax.random.normal(jax.random.fold_in(key, i), x.shape)
       for i, (name, x) in enumerate(_shapes(WIDTH).items())}
   params = jax.tree.map(lambda x: 0.1 * x, draw(jax.random.key(0)))
   fixed = draw(jax.random.key(1))
 
-  def run(agree: jax.Array) -> Any:
+  def run(theta: Any, agree: jax.Array) -> Any:
+    tx = opt_fn(theta, num_steps=NUM_STEPS)
+
     def step(state: Any, key: jax.Array) -> Any:
       grads = jax.tree.map(
           lambda same, noise: jnp.where(
@@ -70,6 +72,7 @@ def _updates(artifact: artifact_lib.Artifact, theta: Any, agree: Any
     return jax.lax.scan(step, tx.init(params), keys)[1]
 
   return jax.device_get(jax.jit(jax.vmap(run))(
+      jax.tree.map(lambda *x: jnp.stack(x), *thetas),
       jnp.asarray(agree, jnp.float32)))
 
 
@@ -81,16 +84,16 @@ def measure(artifact: artifact_lib.Artifact) -> pd.DataFrame:
   """
   theta, start = (jax.tree.map(jnp.asarray, x) for x in (
       artifact.theta, artifact.lopt.init(jax.random.key(0))))
-  trained = _updates(artifact, theta, [1.0, 0.0, np.nan])
-  first = _updates(artifact, start, [1.0])
+  # All runs in one program.
+  sizes = _updates(artifact, [theta, theta, theta, start],
+                   [1.0, 0.0, np.nan, 1.0])
   half, tenth = NUM_STEPS // 2, NUM_STEPS // 10
-  agree, noise = (trained["hidden"][i] for i in range(2))
+  agree, noise = sizes["hidden"][:2]
   mean = lambda x: float(np.mean(x))
-  drift = [abs(np.log(mean(trained[role][0]) / mean(x[0])))
-           for role, x in first.items()]
+  drift = [abs(np.log(mean(x[0]) / mean(x[3]))) for x in sizes.values()]
   values = {
       "noise": mean(noise[half:half + 20]) / mean(agree[half:half + 20]),
-      "zero gradient": max(float(np.max(x[2])) for x in trained.values()),
+      "zero gradient": max(float(np.max(x[2])) for x in sizes.values()),
       "end of run": mean(agree[-NUM_STEPS // 100:]) / mean(
           agree[tenth // 2:tenth]),
       "drift": float(np.exp(np.max(drift)))}

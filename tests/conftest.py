@@ -7,10 +7,13 @@ import jax
 import numpy as np
 
 # Most of the time of the tests is compilation: it takes a third of the time
-# without most optimizations. Processes that tests start compile in the same
-# way, so that results can be compared bit for bit. To compile as users do:
+# without most optimizations. A program is not split into 32 parts, which would
+# be compiled beside each other: both cores have tests to run. Processes that
+# tests start compile in the same way, so that results can be compared bit for
+# bit. To compile as users do:
 # XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false "
+                      "--xla_cpu_parallel_codegen_split_count=1")
 jax.config.update("jax_disable_most_optimizations", os.environ.setdefault(
     "JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")

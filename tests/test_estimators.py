@@ -1,6 +1,8 @@
 """Estimators compared with exact meta-gradients, and what they keep track of.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -42,8 +44,12 @@ def same_start(task):
 TASK = same_start(families.get("quadratic", None, dim=3))
 
 
+@functools.cache
 def make(std=0.01, name="pes", **settings):
-  """Return an estimator on TASK whose episodes all have LENGTH steps."""
+  """Return an estimator on TASK whose episodes all have LENGTH steps.
+
+  The same one for the same arguments, so that it is compiled once.
+  """
   return estimators.get(name, task=TASK, opt_fn=sgd, std=std, **{
       "truncation": TRUNCATION, "shortest": LENGTH, "longest": LENGTH,
       "stagger": False, **settings})
@@ -55,7 +61,7 @@ def episode(estimator, copies, seed=0, windows=WINDOWS):
   The episodes of all copies start together.
   """
   keys = jax.random.split(jax.random.key(seed), copies)
-  state = estimator.init(keys, THETA)
+  state = jax.jit(estimator.init)(keys, THETA)
   estimate = jax.jit(estimator.estimate)
   outs, states = [], []
   for t in range(windows):
@@ -87,6 +93,7 @@ def window_losses(thetas):
   return jnp.stack(losses)
 
 
+@functools.cache
 def exact():
   """Return d (loss of truncation k) / d (theta of truncation i).
 

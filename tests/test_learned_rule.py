@@ -68,7 +68,7 @@ def asked(tmp_path, **flags):
 
 def test_command(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(gates, "NUM_STEPS", 100)
-  mulo.save(tmp_path / "a.safetensors", test_transfer.artifact())
+  mulo.save(tmp_path / "a.safetensors", test_transfer.simple_artifact())
   learned_rule.main(asked(tmp_path))
   assert "hidden" not in (tmp_path / "out" / "table.md").read_text()
   assert (tmp_path / "out" / "rule.png").read_bytes()[:4] == b"\x89PNG"

@@ -24,7 +24,6 @@ def mixture():
   The parameters of the "mlp" task are rescaled at random.
   """
   config = tiny_config.get_config().unlock()
-  config.optimizer = {"name": "adafac_mlp", "hidden": 2}
   config.tasks = {
       "mlp": {"name": "mlp", "width": 4, "depth": 1,
               "augment": {"level": "tensor", "low": 0.1, "high": 10.0}},

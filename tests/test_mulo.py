@@ -35,7 +35,7 @@ def path(tmp_path):
 
 
 def first_updates(tx):
-  updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+  updates, _ = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
   return updates
 
 
@@ -59,9 +59,10 @@ def test_learning_rate_and_weight_decay(path):
 def test_learning_rate_schedule(path):
   tx = mulo.load(path, base_shapes=BASE_SHAPES,
                  learning_rate=optax.piecewise_constant_schedule(1, {1: 0}))
-  updates, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+  update = jax.jit(tx.update)
+  updates, state = update(PARAMS, tx.init(PARAMS), PARAMS)
   assert np.any(updates["w0"] != 0)
-  updates, _ = tx.update(PARAMS, state, PARAMS)
+  updates, _ = update(PARAMS, state, PARAMS)
   np.testing.assert_array_equal(updates["w0"], 0)
 
 

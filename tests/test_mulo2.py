@@ -1,5 +1,6 @@
 """The formulas of mulo2 and its symmetries."""
 
+import functools
 import math
 
 import chex
@@ -43,8 +44,17 @@ def make(**settings):
   return lopt, theta
 
 
-def run(lopt, theta, grads, params, **settings):
-  tx = lopt.opt_fn(theta, kinds=lambda tree: KINDS, **settings)
+def transformation(lopt, theta, **settings):
+  return lopt.opt_fn(theta, kinds=lambda tree: KINDS, **settings)
+
+
+@functools.cache
+def usual():
+  """Return one transformation for several tests: it is compiled once."""
+  return transformation(*make())
+
+
+def run(tx, grads, params):
   state, update, results = tx.init(params), jax.jit(tx.update), []
   for grad in grads:
     updates, state = update(grad, state, params)
@@ -53,11 +63,10 @@ def run(lopt, theta, grads, params, **settings):
 
 
 def test_flipping_all_signs_flips_the_update_exactly():
-  lopt, theta = make()
   grads, params = [tree(i) for i in range(3)], tree(9)
   minus = lambda x: jax.tree.map(np.negative, x)
-  there = run(lopt, theta, grads, params)
-  back = run(lopt, theta, [minus(g) for g in grads], minus(params))
+  there = run(usual(), grads, params)
+  back = run(usual(), [minus(g) for g in grads], minus(params))
   for x, y in zip(there, back):
     assert max(float(jnp.max(jnp.abs(u))) for u in jax.tree.leaves(x)) > 0.01
     chex.assert_trees_all_equal(x, minus(jax.device_get(y)))
@@ -65,11 +74,9 @@ def test_flipping_all_signs_flips_the_update_exactly():
 
 @pytest.mark.parametrize("scale", [2.0**-60, 2.0**40, 1e6])
 def test_the_size_of_gradients_does_not_matter(scale):
-  lopt, theta = make()
   grads, params = [tree(i, 3.0**-i) for i in range(3)], tree(9)
   scaled = [jax.tree.map(lambda g: np.float32(scale) * g, g) for g in grads]
-  for x, y in zip(run(lopt, theta, grads, params),
-                  run(lopt, theta, scaled, params)):
+  for x, y in zip(run(usual(), grads, params), run(usual(), scaled, params)):
     if math.log2(scale) % 1 == 0:
       chex.assert_trees_all_equal(x, y)
     else:
@@ -93,11 +100,9 @@ def test_without_an_mlp_the_mixture_is_constant():
 
 @pytest.mark.parametrize("lowering", ["blocked", "pallas"])
 def test_lowerings_agree(lowering):
-  lopt, theta = make()
   grads, params = [tree(i) for i in range(2)], tree(9)
-  other, _ = make(lowering=lowering)
-  for x, y in zip(run(lopt, theta, grads, params),
-                  run(other, theta, grads, params)):
+  other = transformation(*make(lowering=lowering))
+  for x, y in zip(run(usual(), grads, params), run(other, grads, params)):
     chex.assert_trees_all_close(x, y, rtol=1e-3, atol=1e-5)
 
 
@@ -182,7 +187,7 @@ def test_formulas():
   # Many iterations, of coefficients that converge to the polar factor.
   lopt, theta = make(newton_schulz=5, **settings)
   grads, params = [tree(i) for i in range(4)], tree(9)
-  actual = run(lopt, theta, grads, params, num_steps=30)
+  actual = run(transformation(lopt, theta, num_steps=30), grads, params)
   expected = naive(theta, grads, params, settings, 30)
   for (name, t), x in expected.items():
     # Five iterations leave singular values between 0.86 and 1.14.
@@ -206,10 +211,9 @@ def test_a_share_of_one_is_an_update_entry_by_entry(role, gain):
 
 
 def test_zero_gradients_do_not_move():
-  lopt, theta = make()
   params, grad = tree(9), tree(0)
   grad["w"][3], grad["table"][2:5], grad["b"][:] = 0, 0, 0
-  for updates in run(lopt, theta, [grad] * 3, params):
+  for updates in run(usual(), [grad] * 3, params):
     assert not np.any(updates["w"][3]) and not np.any(updates["table"][2:5])
     assert not np.any(updates["b"]) and np.all(updates["w"][4])
 
@@ -218,7 +222,7 @@ def test_untrained_matrices_have_the_natural_size():
   lopt = optimizers.get("mulo2", hidden=4, step_mult=0.1, vector_mult=0.2)
   theta = lopt.init(jax.random.key(0))
   params, grad = tree(9), tree(0)
-  update = run(lopt, theta, [grad], params)[0]
+  update = run(transformation(lopt, theta), [grad], params)[0]
   for name, (inputs, outputs) in {"w": (12, 20), "conv": (24, 5),
                                   "heads": (6, 10)}.items():
     sizes = np.linalg.svd(update[name].reshape(inputs, outputs))[1]

@@ -1,5 +1,7 @@
 """Tests of learned optimizers: against a naive oracle, and common to all."""
 
+import functools
+
 import chex
 import conftest
 import jax
@@ -101,14 +103,19 @@ def test_vmap_over_theta(name, lowering):
         rtol=1e-4, atol=1e-5)
 
 
+@functools.cache
+def mulo_of_seed(**settings):
+  """Return one mulo for several tests: it is compiled once."""
+  lopt = optimizers.get("mulo", **settings)
+  return lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 2.0**20, 1e6])
 def test_mulo_ignores_the_scale_of_gradients(scale):
-  lopt = optimizers.get("mulo", step_mult=1.0)
-  theta = conftest.perturbed(lopt.init(jax.random.key(0)), 1)
   params = conftest.small_tree(2)
   grads = [conftest.small_tree(10 + t, 1e-3 * 3.0**-t) for t in range(4)]
   scaled = [jax.tree.map(lambda g: np.float32(scale) * g, g) for g in grads]
-  tx = lopt.opt_fn(theta)
+  tx = mulo_of_seed(step_mult=1.0)
   after, expected = run(tx, params, scaled), run(tx, params, grads)
   # Powers of two change exponents only, so nothing may change.
   exponent = np.log2(scale)
@@ -137,11 +144,10 @@ def test_zero_gradients_and_parameters(name):
     chex.assert_tree_all_finite(after)
 
 
-@pytest.mark.parametrize("last", [0.0, 1e-20, 1e-6, 1.0, 1e10])
-def test_mulo_over_many_steps(last):
-  """Gradients fall 100-fold, then are zero, tiny, or suddenly large."""
-  lopt = optimizers.get("mulo")
-  tx = lopt.opt_fn(conftest.perturbed(lopt.init(jax.random.key(0)), 1))
+@jax.jit
+def many_steps(last):
+  """Return the last state of mulo, and the largest updates."""
+  tx = mulo_of_seed()
   rng = np.random.default_rng(0)
   params = {"w": rng.normal(size=(4, 6)).astype(np.float32),
             "b": np.ones(3, np.float32), "s": np.float32(1)}
@@ -154,8 +160,13 @@ def test_mulo_over_many_steps(last):
     updates, state = tx.update(grads, state, params)
     return state, jax.tree.map(lambda u: jnp.max(jnp.abs(u)), updates)
 
-  state, largest = jax.jit(lambda state: jax.lax.scan(
-      step, state, jnp.arange(3000)))(tx.init(params))
+  return jax.lax.scan(step, tx.init(params), jnp.arange(3000))
+
+
+@pytest.mark.parametrize("last", [0.0, 1e-20, 1e-6, 1.0, 1e10])
+def test_mulo_over_many_steps(last):
+  """Gradients fall 100-fold, then are zero, tiny, or suddenly large."""
+  state, largest = many_steps(last)
   chex.assert_tree_all_finite((state, largest))
   assert max(np.max(x) for x in largest.values()) < 10
 
@@ -201,12 +212,11 @@ def test_mulo_with_a_horizon(lowering, monkeypatch):
       peak * np.minimum(1, np.arange(1, 9) / 2) * (1 - np.arange(8) / 8)**power
   )[:, None, None]
   steep = dict(theta, power=jnp.float32(2.0))
-  for num_steps in (8, jnp.int32(8)):
+  for num_steps, x, power in ((8, theta, 1), (jnp.int32(8), steep, 2)):
     # The parameters differ, too; the MLP's output ignores them at first.
-    for x, power in ((theta, 1), (steep, 2)):
-      np.testing.assert_allclose(
-          moves(lopt, x, num_steps=num_steps), schedule(power) * reference,
-          rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        moves(lopt, x, num_steps=num_steps), schedule(power) * reference,
+        rtol=1e-3, atol=1e-5)
   # After the horizon, the schedule keeps its last value.
   late = moves(lopt, theta, num_steps=2)
   np.testing.assert_allclose(
@@ -238,9 +248,10 @@ def test_with_a_horizon_long_runs_look_like_short_ones():
     noise = mulo_lib.NOISE_FEATURE + np.arange(3)
     theta["w0"] = theta["w0"].at[noise].set(0)
     tx = lopt.opt_fn(theta)
-    _, state = tx.update(params, tx.init(params), params)
-    early, late = (tx.update(params, state._replace(step=jnp.int32(step)),
-                             params)[0]["w"] for step in (101, 10**5))
+    update = jax.jit(tx.update)
+    _, state = update(params, tx.init(params), params)
+    early, late = (update(params, state._replace(step=jnp.int32(step)),
+                          params)[0]["w"] for step in (101, 10**5))
     changes[horizon] = np.max(np.abs(late - early)) / np.max(np.abs(early))
   assert changes[True] < 1e-5 < 1e-2 < changes[False]
 

@@ -85,12 +85,12 @@ def test_device_counts_and_mappings(name):
 
 def test_truncated_backprop_of_a_learned_optimizer():
   """The meta-gradient is finite, even if a parameter never has a gradient."""
-  shapes = {"w": (3, 4), "b": (4,), "dead": (2, 2)}
+  shapes = {"w": (3, 4), "dead": (2, 2)}
   task = families.get("quadratic", None, dim=2)._replace(
       init=lambda key: {name: jax.random.normal(key, shape)
                         for name, shape in shapes.items()},
       loss=lambda params, key, batch: (
-          jnp.sum((jnp.ones(3) @ params["w"] + params["b"])**2), {}))
+          jnp.sum((jnp.ones(3) @ params["w"])**2), {}))
   lopt = optimizers.get("mulo", hidden=3, lowering="blocked")
   theta = lopt.init(jax.random.key(0))
   estimator = estimators.get(

@@ -80,8 +80,8 @@ def test_undeclared_stacks_warn():
     mulo.load("mulo-s-sp", num_steps=9).init(params)
 
 
-@pytest.mark.parametrize("declared", DECLARED)
-@pytest.mark.parametrize("name", ["mulo-s", "mulo-s-sp"])
+@pytest.mark.parametrize(
+    "name, declared", zip(["mulo-s", "mulo-s-sp"], DECLARED))
 def test_declared_stacks(name, declared, recwarn):
   """Statistics are those of layers, and biases in stacks do not decay."""
   params = jax.tree.map(lambda x: jnp.ones(x.shape), shapes(8))
