@@ -1,5 +1,6 @@
 """Strict JAX, and inputs that several tests use."""
 
+import gc
 import os
 from typing import Iterable
 
@@ -27,6 +28,13 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_collection_finish():
+  """Keep what is imported out of all further garbage collections."""
+  gc.collect()
+  gc.freeze()
+
 
 # Ranks 0 to 4, ties between axis sizes, and both sides of the size at which
 # the kernel changes its lowering.

@@ -188,7 +188,7 @@ def test_pairs_share_start_and_batches():
   keys = jax.random.split(jax.random.key(0), 2)
   theta = {"x": jnp.float32(0)}
   out, state = jax.jit(estimator.estimate)(
-      keys, theta, estimator.init(keys, theta), task.data)
+      keys, theta, jax.jit(estimator.init)(keys, theta), task.data)
   np.testing.assert_array_equal(out.grad["x"], 0)
   weights = state.inner.params["layer_0"]["w"]  # [copies, 2, in, out]
   np.testing.assert_array_equal(weights[:, 0], weights[:, 1])
@@ -204,7 +204,7 @@ def test_non_finite_losses(drop):
       drop_nonfinite=drop)
   keys = jax.random.split(jax.random.key(0), 16)
   out, _ = jax.jit(estimator.estimate)(
-      keys, THETA, estimator.init(keys, THETA), TASK.data)
+      keys, THETA, jax.jit(estimator.init)(keys, THETA), TASK.data)
   assert 0 < out.info["diverged"] < out.info["inner_steps"]
   assert np.isfinite(out.meta_loss) == drop
   assert np.isfinite(out.grad["log_step"]) == drop
@@ -303,7 +303,7 @@ def test_full_es_trains_each_copy_for_its_own_length():
   uniform = estimators.get("full_es", shortest=LENGTH, longest=LENGTH,
                            **settings)
   estimate = lambda estimator, data=TASK.data: jax.jit(estimator.estimate)(
-      keys, THETA, estimator.init(keys, THETA), data)[0]
+      keys, THETA, jax.jit(estimator.init)(keys, THETA), data)[0]
   out = estimate(uniform)
   jacobian = {name: np.sum(np.asarray(a)) / WINDOWS
               for name, a in exact().items()}
@@ -321,7 +321,7 @@ def test_every_estimator(name):
   """Shapes and dtypes are right, with default settings."""
   estimator = estimators.get(name, task=TASK, opt_fn=sgd)
   keys = jax.random.split(jax.random.key(0), 3)
-  state = estimator.init(keys, THETA)
+  state = jax.jit(estimator.init)(keys, THETA)
   out, new = jax.jit(estimator.estimate)(keys, THETA, state, TASK.data)
   chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
   chex.assert_trees_all_equal_shapes_and_dtypes(out.grad, THETA)

@@ -57,16 +57,42 @@ def exists(name: str) -> bool:
       path.endswith(f"/{name}") for path in files())
 
 
+def module_of(command: str) -> str | None:
+  """Module that a command runs, if it runs one."""
+  words = [w for w in command.split() if not re.fullmatch(r"\w+=\S+", w)]
+  if words[0] == "mulo":
+    return getattr(main.COMMANDS[words[1]].run, "keywords", {}).get("module")
+  return words[words.index("-m") + 1] if "-m" in words else None
+
+
+# Prints the --help of modules. Each runs in a process of its own, a fork of one
+# that has imported what takes seconds.
+HELP = """
+import gc, os, runpy, sys
+import flax.linen, jax, matplotlib.pyplot, orbax.checkpoint, pandas
+import experiments.command, experiments.methods, meta_train.build
+
+gc.freeze()
+for module in sys.argv[1:]:
+  print("\\0" + module, flush=True)
+  if not os.fork():
+    sys.argv = [module, "--help"]
+    try:
+      runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+      sys.stdout.flush()
+      os._exit(0)
+  os.wait()
+"""
+
+
 @functools.cache
-def help_of(module: str) -> str:
-  return subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT,
+def helps() -> dict[str, str]:
+  """Text of --help for the modules of all commands."""
+  modules = sorted({module_of(command) for command in commands()} - {None})
+  text = subprocess.run([sys.executable, "-c", HELP, *modules], cwd=ROOT,
                         capture_output=True, text=True).stdout
-
-
-def module_of(subcommand: str) -> str | None:
-  """Module that `mulo subcommand` runs, if it runs one."""
-  keywords = getattr(main.COMMANDS[subcommand].run, "keywords", {})
-  return keywords.get("module")
+  return dict(part.split("\n", 1) for part in text.split("\0")[1:])
 
 
 def test_there_are_commands():
@@ -82,13 +108,10 @@ def test_command_exists(command):
     subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True,
                    stdout=subprocess.DEVNULL)
   elif "-m" in words or words[0] == "mulo":
-    if words[0] == "mulo":
-      module = module_of(words[1])
-      if module is None:
-        return
-    else:
-      module = words[words.index("-m") + 1]
-    text = help_of(module)
+    module = module_of(command)
+    if module is None:
+      return
+    text = helps()[module]
     assert text, words
     for flag in re.findall(r"--(\w+)", command):
       assert re.search(rf"--(\[no\])?{flag}\b", text), flag

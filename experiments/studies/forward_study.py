@@ -113,6 +113,7 @@ def curves(optimizer: str, networks: plain_networks.Networks, form: str,
   tx = transformation(
       optimizer, networks, base_width, width, num_steps, forward)
 
+  @jax.jit
   def start(key):
     params = networks.init(width, key)
     if form == "plain":

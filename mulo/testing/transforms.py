@@ -14,7 +14,8 @@ from mulo.testing import kit
 def _scan(factory: kit.Factory, dtype: Any) -> None:
   """Raise unless steps in a scan keep all shapes and dtypes."""
   params, grads = kit.tree(0, dtype=dtype), kit.tree(1, dtype=dtype)
-  tx = kit.make(factory, params)
+  # Compiled by itself, so that it is traced once.
+  tx = kit.compiled(kit.make(factory, params))
   state = tx.init(params)
   updates, after = jax.eval_shape(
       lambda state: tx.update(grads, state, params, value=kit.VALUE), state)
