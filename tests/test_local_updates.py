@@ -51,12 +51,16 @@ def started(tx, count=K):
   return jax.tree.map(lambda x: jnp.stack([x] * count), PARAMS), state
 
 
+@functools.cache
+def vmapped(tx):
+  return jax.jit(jax.vmap(functools.partial(one_step, tx), (0, AXES, 0),
+                          (0, AXES), axis_name="workers"))
+
+
 def on_vmap(tx, xs, params, state):
   """Train all workers on one device."""
-  step = jax.jit(jax.vmap(functools.partial(one_step, tx), (0, AXES, 0),
-                          (0, AXES), axis_name="workers"))
   for x in xs:
-    params, state = step(params, state, x)
+    params, state = vmapped(tx)(params, state, x)
   return params, state
 
 

@@ -62,8 +62,8 @@ def test_table(monkeypatch):
 @pytest.mark.parametrize("optimizer, parametrization", [
     ("mulo", "mup_balanced"), ("mulo2", "natural")])
 def test_rows(optimizer, parametrization):
-  section = {"name": "transformer_lm", "dataset": "sums", "width": 8,
-             "length": 8, "batch_size": 2}
+  section = {"name": "rnn_lm", "dataset": "sums", "width": 8, "length": 8,
+             "batch_size": 2}
   has_tables = parametrization == "natural"
   grid = prior_scan.draws(
       2, 3.0, 1.0, prior_scan.ROLES if has_tables else prior_scan.ROLES[:4])
