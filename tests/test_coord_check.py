@@ -166,14 +166,16 @@ def test_updates_that_are_aligned_with_gradients():
   report, slopes = check_mlp(aligned(0.05), "mup")
   assert report.passed, report.table()
   assert abs(slopes["hidden"][5]) < 0.05
-  _, slopes = check_mlp(aligned(0.01), "standard", (32, 256))
+  # The slope of a line through three widths is that of its ends.
+  ends = (32, 512)
+  _, slopes = check_mlp(aligned(0.01), "standard", ends)
   assert slopes["hidden"][2] > 0.4
-  _, slopes = check_mlp(aligned(0.3), "standard_per_layer", (32, 256))
+  _, slopes = check_mlp(aligned(0.3), "standard_per_layer", ends)
   assert abs(slopes["hidden"][2]) < 0.2
   hidden_alone = parametrizations.get("standard")._replace(
       update_mult=parametrizations.get("mup").update_mult,
       needs_base_shapes=True)
-  _, slopes = check_mlp(aligned(0.05), hidden_alone, (32, 256))
+  _, slopes = check_mlp(aligned(0.05), hidden_alone, ends)
   assert abs(slopes["hidden"][2]) < 0.2
   assert slopes["output"][2] > 0.4
 
