@@ -11,6 +11,7 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
+PEAK_STEPS = 500.0  # see `peak`
 _SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": jnp.ones_like, "linear": lambda s: 1 - s,
     "cosine": lambda s: 0.5 * (1 + jnp.cos(jnp.pi * s)),
@@ -52,3 +53,17 @@ def multiplier(name: str | None, warmup: float, step: jax.Array,
   rise = jnp.minimum(1, (done + 1) / jnp.maximum(warm, 1))
   s = jnp.clip((done - warm) / jnp.maximum(total - warm, 1), 0, 1)
   return jnp.where(done < warm, rise, _SHAPES[name](s))
+
+
+def peak(power: float, num_steps: Any) -> jax.Array:
+  """Return the multiplier of all steps of a run, a float32 scalar.
+
+  Args:
+    power: the best constant rate falls with the root of the number of steps
+      where gradients are noisy (0.5), and not at all where they are not (0).
+    num_steps: planned number of steps; None for a multiplier of 1, which is
+      also that of PEAK_STEPS.
+  """
+  if num_steps is None:
+    return jnp.ones([], jnp.float32)
+  return (PEAK_STEPS / jnp.asarray(num_steps, jnp.float32))**power

@@ -169,7 +169,8 @@ def naive(theta, grads, params, settings, num_steps):
         rate = 0.05 * np.exp(10 * theta["exponent"][0])
         exponent += rate * max(0, 2 * schedule - 1) * (
             cosine - theta["exponent"][1])
-      size = settings["step_mult"] * schedule * np.exp(
+      peak = (500 / num_steps)**settings["horizon_power"]
+      size = settings["step_mult"] * schedule * peak * np.exp(
           settings["noise_power"] * min(noise[0], 0) +
           math.log(4) * np.tanh(5 * tensor @ theta["size"]) + exponent)
       if name == "w":
@@ -187,7 +188,7 @@ def naive(theta, grads, params, settings, num_steps):
 
 def test_formulas():
   settings = dict(step_mult=0.3, vector_mult=0.4, table_mult=2.0,
-                  noise_power=0.7)
+                  noise_power=0.7, horizon_power=0.6)
   # Many iterations, of coefficients that converge to the polar factor.
   lopt, theta = make(newton_schulz=5, **settings)
   grads, params = [tree(i) for i in range(4)], tree(9)
@@ -258,8 +259,10 @@ def test_schedules():
     assert at(name, 100) == (1 if name == "constant" else 0)
   assert at("linear", 55) == pytest.approx(0.5)
   assert at("linear", 0, None) == at(None, 99) == 1
+  assert schedules.peak(0.5, 2000) == 0.5 and schedules.peak(0.5, None) == 1
   for wrong in (dict(schedule="cosin"), dict(warmup=1.0), dict(momenta=4),
-                dict(noise_power=-1), dict(coefficients="muo")):
+                dict(noise_power=-1),
+                dict(horizon_power=-1), dict(coefficients="muo")):
     with pytest.raises(ValueError):
       optimizers.get("mulo2", **wrong)
 

@@ -21,7 +21,8 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
    from linear functions of its features, and for matrices an exponent l that
    grows while gradients agree with the momentum:
      l = l + rate * max(0, 2 schedule - 1) * (cos(g, m_1 of before) - target)
-     size = step_mult * schedule * min(1, exp(noise_1))^noise_power
+     size = step_mult * schedule * (500 / num_steps)^horizon_power
+            * min(1, exp(noise_1))^noise_power
             * exp(log(4) tanh(5 features . size) + l)
      share = tanh(5 features . share)
 6. Update, with U the polar factor of X, by Newton-Schulz iterations:
@@ -40,17 +41,15 @@ Reasons:
 * With a share of 1 a matrix is updated entry by entry. The gain makes entries
   then as large as those of U, as far as width allows: it is the root of a
   fan-in or fan-out that does not grow, and 1 if both grow.
-* Agreement tells gradients that alternate, after steps that are too large, from
-  noise: it is negative.
+* Agreement is negative if gradients alternate after steps that are too large.
 * cos(g, m_1) is, up to its scale, the derivative of the loss with respect to
   the size of the last step: positive where a larger one had been better. l
   finds the size for this task and layer while the schedule is above a half;
   later, steps are to be small, and gradients agree therefore. Without a
   schedule l stays 0: nothing tells a decay from steps that are too small.
-* Five in front of small numbers: a perturbation of meta-training then matters
-  about as much as one of the MLP.
-* Steps shrink under noise by a factor outside of the MLP, so that meta-training
-  cannot lose it.
+* Five in front: perturbations of these numbers matter as much as of others.
+* Factors for noise and the horizon, which meta-training could lose, the schedule
+  and weight decay, which follows it, are outside of the MLP.
 * Singular values of sqrt(fan-in fan-out) are those of a matrix of ones: the
   parametrization `natural` divides by fan-in, which leaves sqrt(fan-out /
   fan-in), the size of a matrix that keeps the RMS of its inputs.
@@ -58,7 +57,6 @@ Reasons:
   of interest, and rows that are rarely seen must not be enlarged. The first
   factor takes back the normalization, which leaves Adam's entries. Networks
   start tables at sizes that differ tenfold, hence the second, at least 0.01.
-* The schedule is outside of the MLP; weight decay follows it (`mulo.load`).
 
 Reference:
   Metz et al., 2022, https://arxiv.org/abs/2203.11860 (features, MLP). Jordan et
@@ -123,10 +121,11 @@ class Decays(NamedTuple):
 
 def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
          vector_mult: float = 0.05, table_mult: float = 1.0,
-         noise_power: float = 0.5, newton_schulz: int = 5,
-         coefficients: str = "polar_express", schedule: str | None = "linear",
-         warmup: float = 0.05, accumulator_dtype: str = "float32",
-         lowering: str | None = None) -> base.LearnedOptimizer:
+         noise_power: float = 0.5, horizon_power: float = 0.33,
+         newton_schulz: int = 5, coefficients: str = "polar_express",
+         schedule: str | None = "linear", warmup: float = 0.05,
+         accumulator_dtype: str = "float32", lowering: str | None = None
+         ) -> base.LearnedOptimizer:
   """Return the optimizer; formulas are in the module docstring.
 
   Args:
@@ -136,6 +135,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
     vector_mult: multiplies updates of biases and gains.
     table_mult: multiplies updates of tables.
     noise_power: how strongly steps shrink under noise; 0: they do not.
+    horizon_power: how strongly steps shrink in long runs; 0: they do not.
     newton_schulz: iterations, 0 for matrices that are updated entry by entry.
     coefficients: of the iterations, see `orthogonal.SCHEDULES`.
     schedule: of the learning rate over num_steps, see `learned_opt.schedules`;
@@ -154,7 +154,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
   orthogonal.check_iterations(newton_schulz)
   orthogonal.check_schedule(coefficients)
   schedules.check(schedule, warmup)
-  _check_numbers(momenta, noise_power)
+  _check_numbers(momenta, noise_power=noise_power, horizon_power=horizon_power)
   mults = {"vector": vector_mult, "table": table_mult, "matrix": 1.0}
 
   def opt_fn(theta, *, num_steps=None, kinds=None):
@@ -181,6 +181,7 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
       if what == "matrix" and schedule is not None and num_steps is not None:
         state = state._replace(exponent=_exponent(
             theta["exponent"], state.exponent, cosine, multiplier))
+      multiplier *= schedules.peak(horizon_power, num_steps)
       size = step_mult * mults[what] * multiplier * jnp.exp(
           noise_power * jnp.minimum(tensor[0], 0) +
           SIZE_BOUND * head("size") + state.exponent)
@@ -196,13 +197,13 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
       functools.partial(_init, hidden=hidden, momenta=momenta), opt_fn)
 
 
-def _check_numbers(momenta, noise_power):
+def _check_numbers(momenta, **powers):
   """Raise ValueError if one of these settings is out of range."""
   if momenta not in range(1, len(DECAYS) + 1) or isinstance(momenta, bool):
     raise ValueError(f"momenta must be 1, 2 or 3, got {momenta!r}.")
-  if not isinstance(noise_power, (int, float)) or not 0 <= noise_power < 10:
-    raise ValueError(
-        f"noise_power must be a number from 0 to 10, got {noise_power!r}.")
+  for name, power in powers.items():
+    if not isinstance(power, (int, float)) or not 0 <= power < 10:
+      raise ValueError(f"{name} must be a number from 0 to 10, got {power!r}.")
 
 
 def _init(key, hidden, momenta):
