@@ -1,6 +1,13 @@
 """Learned optimizers for optax: `tx = mulo.load(name_or_path, ...)`."""
 
-from learned_opt.artifact import ArtifactError
+try:
+  from learned_opt.artifact import ArtifactError
+except ModuleNotFoundError as e:  # a user's own learned_opt, imported instead
+  if not (e.name or "").startswith("learned_opt."):
+    raise
+  import learned_opt
+  raise ImportError(f"{learned_opt.__file__} hides the package learned_opt of "
+                    "mulo. Rename it.") from e
 from mulo import links
 from mulo import scaling
 from mulo._coord_check import CoordCheckReport

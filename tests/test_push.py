@@ -7,7 +7,6 @@ import json
 import pathlib
 import re
 import sys
-import types
 
 import jax
 import numpy as np
@@ -18,26 +17,6 @@ from mulo import _hub as hub
 
 ROOT = pathlib.Path(__file__).parents[1]
 OWN = json.dumps("hf://me/thing")
-
-
-@pytest.fixture
-def uploads(monkeypatch):
-  """Replacement of huggingface_hub: {file: content} of each upload."""
-  calls = []
-
-  class HfApi:
-    def create_repo(self, repo_id, *, private, exist_ok):
-      calls.append((repo_id, private, exist_ok))
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-      assert commit_message
-      calls.append((repo_id, {path.name: path.read_bytes() for path in
-                              pathlib.Path(folder_path).iterdir()}))
-      return types.SimpleNamespace(oid="ab12")
-
-  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(
-      HfApi=HfApi, get_token=lambda: "hf_secret"))
-  return calls
 
 
 def test_weights_card_and_licence(uploads, tmp_path):

@@ -13,14 +13,12 @@ import sys
 from typing import Callable, NamedTuple, Sequence
 
 import mulo
+from mulo._cli import networks
 from mulo._cli import parts
+from mulo._cli.networks import UsageError
 
 # `(arguments)` -> text for stdout, or None.
 Run = Callable[[list[str]], str | None]
-
-
-class UsageError(ValueError):
-  """Wrong arguments of a subcommand."""
 
 
 class Command(NamedTuple):
@@ -30,11 +28,13 @@ class Command(NamedTuple):
     arguments: as the help shows them.
     purpose: one line of the help.
     run: what it does.
+    flags: whether it has flags, and help of its own.
   """
 
   arguments: str
   purpose: str
   run: Run
+  flags: bool = True
 
 
 def _list(arguments: list[str]) -> str:
@@ -113,8 +113,9 @@ _STUDY = (*_TRAIN, "experiments")
 
 COMMANDS = {
     "list": Command("[KIND]", "List optimizers, tasks, configs, and so on.",
-                    _list),
-    "card": Command("NAME", "Print the card of a trained optimizer.", _card),
+                    _list, flags=False),
+    "card": Command("NAME", "Print the card of a trained optimizer.", _card,
+                    flags=False),
     "train": Command(
         "CONFIG [--config.key=value ...]",
         "Meta-train; again: continue. mulo list configs.", functools.partial(
@@ -130,7 +131,15 @@ COMMANDS = {
         "NAME [--flag=value ...]",
         "Check that layers change alike at all widths.", functools.partial(
             _module, module="experiments.studies.coord_check",
-            packages=_STUDY, flag="optimizer"))}
+            packages=_STUDY, flag="optimizer")),
+    "doctor": Command(
+        "FILE --width=N --num_steps=N [--flag=value ...]",
+        "Try it on narrow copies of your network, beside AdamW and Muon.",
+        networks.doctor),
+    "explain": Command(
+        "FILE --width=N --num_steps=N [--flag=value ...]",
+        "Train your network, and write a page of what the optimizer did.",
+        networks.explain)}
 
 
 def help_text() -> str:
@@ -144,7 +153,8 @@ def help_text() -> str:
       "mulo COMMAND --help says more. Examples:", "",
       "  mulo list configs",
       "  mulo train quickstart --workdir=runs/mine --config.num_steps=100",
-      "  mulo compare mulo-s adamw --values=32,128 --num_steps=300"])
+      "  mulo compare mulo-s adamw --values=32,128 --num_steps=300",
+      "  mulo doctor my_network.py --width=1024 --num_steps=1000"])
 
 
 def main(argv: Sequence[str] | None = None) -> int | str:
@@ -162,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int | str:
   command = COMMANDS[name]
   if rest in (["-h"], ["--help"]):
     print(f"usage: mulo {name} {command.arguments}\n\n{command.purpose}")
-    if not isinstance(command.run, functools.partial):
+    if not command.flags:
       return 0
     print(flush=True)
   try:

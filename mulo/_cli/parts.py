@@ -1,7 +1,6 @@
 """Lists of trained optimizers, and of parts by kind."""
 
 import ast
-import difflib
 import importlib
 import importlib.resources
 import importlib.util
@@ -29,9 +28,8 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     name: the unknown name.
     known: names that exist.
   """
-  close = difflib.get_close_matches(name, known, 1)
-  hint = f" Did you mean {close[0]!r}?" if close else ""
-  return f"unknown {what} {name!r}; there is {', '.join(known)}.{hint}"
+  return (f"unknown {what} {name!r}; there is {', '.join(known)}."
+          f"{registry.similar(name, known)}")
 
 
 def _trained() -> list[Part]:
