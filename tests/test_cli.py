@@ -191,5 +191,5 @@ def test_a_users_own_tasks_is_named(tmp_path):
 
 def test_without_a_checkout(monkeypatch):
   monkeypatch.setitem(sys.modules, "experiments", None)
-  error = main.main(["compare", "mulo-s"])
-  assert "only a checkout of mulo has" in error
+  for arguments in (["compare", "mulo-s"], ["list", "baselines"]):
+    assert "only a checkout of mulo has" in main.main(arguments)

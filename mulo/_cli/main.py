@@ -6,7 +6,6 @@ config or of optimizers without a flag, and a default for --workdir.
 """
 
 import functools
-import importlib.util
 import pathlib
 import runpy
 import sys
@@ -78,7 +77,7 @@ def _module(arguments: list[str], *, module: str, packages: Sequence[str],
     raise UsageError(
         f"takes {'names' if many else 'one name'} and flags of the form "
         f"--flag=value, got {' '.join(arguments) or 'nothing'}.")
-  check_packages(packages)
+  parts.check_packages(packages)
   if names:  # first, because config files come before changes of their keys
     flags.insert(0, f"--{flag}={','.join(value(name) for name in names)}")
   if names and not any(x.lstrip("-").startswith("workdir=") for x in flags):
@@ -86,26 +85,6 @@ def _module(arguments: list[str], *, module: str, packages: Sequence[str],
     flags.append(f"--workdir=runs/{folder.replace(':', '_')}_{command}")
   sys.argv = [f"mulo {command}", *flags]
   runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def check_packages(packages: Sequence[str]) -> None:
-  """Raise ImportError unless the packages lie beside mulo.
-
-  Their names are ordinary words, and a user's own tasks.py would be imported in
-  place of mulo's folder tasks.
-  """
-  home = pathlib.Path(mulo.__file__).resolve().parents[1]
-  for name in packages:
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-      raise ImportError(
-          f"this needs the folder {name}, which only a checkout of mulo has: "
-          "pip install --editable . there.")
-    places = spec.submodule_search_locations or [spec.origin or ""]
-    if pathlib.Path(places[0]).resolve().parent != home:
-      raise ImportError(
-          f"{places[0]} hides the package {name} of mulo, which is in {home}. "
-          "Rename it, or run mulo from another folder.")
 
 
 _TRAIN = ("learned_opt", "tasks", "meta_train")
