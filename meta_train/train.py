@@ -287,10 +287,10 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
       if files is not None:
         files.check()
       writer.write(step, mean)
-      bar.update(len(rows))
       bar.set_postfix_str(
           f"meta-loss {mean['meta_loss']:.4f}, "
-          f"{mean['inner_steps_per_second']:,.0f} inner steps/s")
+          f"{mean['inner_steps_per_second']:,.0f} inner steps/s", refresh=False)
+      bar.update(len(rows))  # which writes at most once in mininterval
       reason = None if last else clock.reason()
       if reason or step % config.checkpoint_every == 0:
         # On all processes: each one sends its part of the state.
