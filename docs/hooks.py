@@ -85,6 +85,12 @@ def _parts(title: str, folder: str, *more: str) -> str:
       _part(f"{folder}.{name}") for name in registry.names(folder))])
 
 
+def _glossary() -> str:
+  """Return the page of the last section of WORKSPACE.md."""
+  text = (ROOT / "WORKSPACE.md").read_text()
+  return f"# Glossary\n{text.partition('## Glossary')[2]}"
+
+
 def _reference() -> dict[str, str]:
   """Return {page of the site: Markdown}."""
   # ArtifactError is a public name of mulo, and has its entry there.
@@ -94,6 +100,7 @@ def _reference() -> dict[str, str]:
       "mulo": _module("mulo", mulo),
       "scaling": _module("mulo.scaling", mulo.scaling),
       "links": "# mulo.links\n\n::: mulo.links\n",
+      "testing": "# mulo.testing\n\n::: mulo.testing\n",
       "optimizers": _parts("Optimizers", "learned_opt.optimizers"),
       "parametrizations": _parts(
           "Parametrizations", "learned_opt.scaling.parametrizations"),
@@ -115,6 +122,7 @@ def _reference() -> dict[str, str]:
 def on_files(files: Any, config: Any) -> Any:
   """Add the pages that are no files of docs."""
   pages = {page: _text(source) for source, page in _outside().items()}
+  pages["glossary.md"] = _glossary()
   for page, text in {**pages, **_reference()}.items():
     files.append(mkdocs_files.File.generated(config, page, content=text))
   return files

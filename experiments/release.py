@@ -33,6 +33,7 @@ from experiments import report
 from learned_opt import artifact as artifact_lib
 from meta_train.workdir import metrics
 import mulo
+from mulo import _hub as hub
 
 FOLDER = pathlib.Path(mulo.__file__).parent / "pretrained"
 # Names of the scores of a study on the card.
@@ -131,7 +132,8 @@ def card(name: str, artifact: artifact_lib.Artifact, file_sha256: str,
     others = ", ".join(
         str(used.get("git_revision")) for used in repeats.record["software"])
     repetition = f"Another run made\nthe same theta (git revision {others})."
-  return f"""# {name}
+  return f"""{hub.front_matter(artifact)}
+# {name}
 
 `{artifact.optimizer}` with {size} meta-parameters, under the parametrization
 `{artifact.parametrization}`. Licence of the weights: {artifact.licence}.

@@ -18,12 +18,13 @@ The other groups are "learned_opt.scaling.parametrizations",
 "meta_train.estimators" and "tasks.families".
 """
 
+import difflib
 import importlib
 from importlib import metadata
 import inspect
 import operator
 import pkgutil
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 Make = Callable[..., Any]
 
@@ -51,6 +52,12 @@ def is_import(name: str) -> bool:
   return ":" in name
 
 
+def similar(name: str, known: Iterable[str]) -> str:
+  """Return a hint at a similar name, as " Did you mean 'mlp'?", or ""."""
+  close = difflib.get_close_matches(name, list(known), 1)
+  return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def find(folder: str, name: str) -> Make:
   """Return the `make` of a part.
 
@@ -76,9 +83,10 @@ def find(folder: str, name: str) -> Make:
         f"{', '.join(sorted(targets))} as the name.")
   if targets:
     return _imported(targets.pop())
+  known = names(folder)
   raise ValueError(
-      f"Unknown name {name!r} in {folder}; available: "
-      f"{', '.join(names(folder))}, or package.module:make.")
+      f"Unknown name {name!r} in {folder}; available: {', '.join(known)}, or "
+      f"package.module:make.{similar(name, known)}")
 
 
 def get(folder: str, name: str, /, **settings: Any) -> Any:
@@ -96,7 +104,7 @@ def get(folder: str, name: str, /, **settings: Any) -> Any:
     ValueError: no such part, or settings that its `make` does not take.
   """
   make = find(folder, name)
-  _bind(make, folder, name, settings)
+  bind(make, _title(folder, name), **settings)
   return make(**settings)
 
 
@@ -111,7 +119,7 @@ def all_settings(folder: str, name: str, /, **settings: Any) -> dict[str, Any]:
   Raises:
     ValueError: see `get`.
   """
-  bound = _bind(find(folder, name), folder, name, settings)
+  bound = bind(find(folder, name), _title(folder, name), **settings)
   bound.apply_defaults()
   complete: dict[str, Any] = {}
   for argument, value in bound.arguments.items():
@@ -121,6 +129,40 @@ def all_settings(folder: str, name: str, /, **settings: Any) -> dict[str, Any]:
     elif kind is not inspect.Parameter.VAR_POSITIONAL:
       complete[argument] = value
   return complete
+
+
+def bind(make: Make, title: str, /, *arguments: Any, **settings: Any
+         ) -> inspect.BoundArguments:
+  """Return the arguments of a call of `make`.
+
+  Args:
+    make: see the module docstring.
+    title: of the part, for the message.
+    *arguments: those that are no settings.
+    **settings: the others.
+
+  Raises:
+    ValueError: they do not fit. The message lists the settings that exist.
+  """
+  signature = inspect.signature(make)
+  try:
+    return signature.bind(*arguments, **settings)
+  except TypeError as e:
+    parameters = list(signature.parameters.values())[len(arguments):]
+    # What is given and has no default is not for the user to set.
+    known = [p.name for p in parameters
+             if p.default is not p.empty or p.name not in settings]
+    wrong = [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [
+        x for x in settings if x not in signature.parameters]
+    problem = ", ".join(map(repr, wrong)) or f"{list(settings)}: {e}"
+    hint = similar(wrong[0], known) if wrong else ""
+    raise ValueError(
+        f"{title} does not take the settings {problem}; its settings are "
+        f"{', '.join(known)}.{hint}") from e
+
+
+def _title(folder: str, name: str) -> str:
+  return name if is_import(name) else f"{folder}.{name}"
 
 
 def _files(folder: str) -> list[str]:
@@ -149,16 +191,3 @@ def _imported(name: str) -> Make:
   if not callable(make):
     raise ValueError(f"{name!r} is {make!r}, not a function.")
   return make
-
-
-def _bind(make: Make, folder: str, name: str, settings: dict[str, Any]
-          ) -> inspect.BoundArguments:
-  """Return the arguments of a call of `make`; raise ValueError if none fit."""
-  part = name if is_import(name) else f"{folder}.{name}"
-  signature = inspect.signature(make)
-  try:
-    return signature.bind(**settings)
-  except TypeError as e:
-    raise ValueError(
-        f"{part} does not take the settings {list(settings)}: {e}; its "
-        f"settings are {', '.join(signature.parameters)}.") from e

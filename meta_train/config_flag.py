@@ -18,6 +18,8 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from learned_opt import registry
+
 NAME = "config"
 
 # --help lists the flag among those of the module that calls `define`.
@@ -93,7 +95,7 @@ def check_key(config: ml_collections.ConfigDict, key: str) -> None:
         return
       raise ValueError(
           f"--{NAME}.{key}: {path} has no key {part!r}; its keys are "
-          f"{', '.join(section)}.")
+          f"{', '.join(section)}.{registry.similar(part, section)}")
     section, path = section[part], f"{path}.{part}"
 
 

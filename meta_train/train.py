@@ -257,13 +257,16 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
   # Metrics stay on the device between rows: the host need not wait for them.
   waiting, began = [], time.perf_counter()
   with tqdm.tqdm(
-      total=config.num_steps, initial=first, desc="meta-training", unit="step",
-      disable=files is None, smoothing=0.3,
+      total=config.num_steps, initial=first, desc="compiling", unit="step",
+      disable=files is None, smoothing=0,
       mininterval=0.5 if sys.stderr.isatty() else 10) as bar:
     for step, data in enumerate(program.data(first, config.num_steps),
                                 first + 1):
       state, metrics = program.step(state, data)
       waiting.append(metrics)
+      if step == first + 1:  # the first call compiles: no time of steps
+        bar.set_description("meta-training", refresh=False)
+        bar.unpause()
       last = step == config.num_steps
       if step % config.log_every and not last:
         continue
@@ -284,10 +287,10 @@ def _loop(config: ml_collections.ConfigDict, program: build.Program,
       if files is not None:
         files.check()
       writer.write(step, mean)
-      bar.update(len(rows))
       bar.set_postfix_str(
           f"meta-loss {mean['meta_loss']:.4f}, "
-          f"{mean['inner_steps_per_second']:,.0f} inner steps/s")
+          f"{mean['inner_steps_per_second']:,.0f} inner steps/s", refresh=False)
+      bar.update(len(rows))  # which writes at most once in mininterval
       reason = None if last else clock.reason()
       if reason or step % config.checkpoint_every == 0:
         # On all processes: each one sends its part of the state.

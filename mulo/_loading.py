@@ -1,7 +1,6 @@
 """Read trained optimizers, and turn them into optax transformations."""
 
 import dataclasses
-import difflib
 import functools
 import importlib.resources
 from importlib.resources import abc
@@ -14,6 +13,7 @@ import optax
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import kinds as kinds_lib
+from learned_opt import registry
 from learned_opt import schedules
 from learned_opt.scaling import multipliers
 from learned_opt.scaling import parametrizations
@@ -70,11 +70,9 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
         _pretrained_folder() / f"{name}.safetensors") as path:
       return artifact_lib.read(path, trust)
   if not os.path.exists(name):
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(
         f"{name!r} is neither a file nor a pretrained optimizer; pretrained: "
-        f"{', '.join(known) or 'none'}.{hint}")
+        f"{', '.join(known) or 'none'}.{registry.similar(name, known)}")
   return artifact_lib.read(name, trust)
 
 

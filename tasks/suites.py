@@ -26,6 +26,8 @@ nobody looks at it before.
 import copy
 from typing import Any, TypeAlias
 
+from learned_opt import registry
+
 Section: TypeAlias = dict[str, Any]
 Suite: TypeAlias = dict[str, Section]
 
@@ -221,5 +223,6 @@ def get(name: str) -> Suite:
   """
   if name not in _SUITES:
     raise ValueError(
-        f"Unknown suite {name!r}; available: {', '.join(_SUITES)}.")
+        f"Unknown suite {name!r}; available: {', '.join(_SUITES)}."
+        f"{registry.similar(name, _SUITES)}")
   return copy.deepcopy(_SUITES[name])

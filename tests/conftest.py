@@ -1,11 +1,15 @@
-"""Strict JAX, and inputs that several tests use."""
+"""Strict JAX, and inputs and fixtures that several tests use."""
 
 import gc
 import os
+import pathlib
+import sys
+import types
 from typing import Iterable
 
 import jax
 import numpy as np
+import pytest
 
 # Most of the time of the tests is compilation: it takes a third of the time
 # without most optimizations. A program is not split into 32 parts, which would
@@ -65,3 +69,23 @@ def perturbed(theta, seed: int, std: float = 0.1):
   return jax.tree.unflatten(treedef, [
       (x + std * rng.normal(size=x.shape)).astype(np.float32)
       for x in leaves])
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+  """Replacement of huggingface_hub: {file: content} of each upload."""
+  calls = []
+
+  class HfApi:
+    def create_repo(self, repo_id, *, private, exist_ok):
+      calls.append((repo_id, private, exist_ok))
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+      assert commit_message
+      calls.append((repo_id, {path.name: path.read_bytes() for path in
+                              pathlib.Path(folder_path).iterdir()}))
+      return types.SimpleNamespace(oid="ab12")
+
+  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(
+      HfApi=HfApi, get_token=lambda: "hf_secret"))
+  return calls

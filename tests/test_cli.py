@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -118,6 +119,60 @@ def test_errors_are_one_line(started, arguments, message):
   assert re.search(message, error), error
 
 
+NETWORK = """
+import jax
+import jax.numpy as jnp
+
+def init(key, width):
+  return {"in": jax.random.normal(key, (3, width)) / 2,
+          "out": jnp.zeros((width, 1))}
+
+def loss(params, key, width):
+  x = jax.random.normal(key, (8, 3))
+  return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] - x[:, :1])**2)
+"""
+
+
+def test_explain(tmp_path, capsys):
+  (tmp_path / "network.py").write_text(NETWORK)
+  page = tmp_path / "page.html"
+  assert main.main(["explain", str(tmp_path / "network.py"), "--width=8",
+                    "--num_steps=20", f"--out={page}"]) == 0
+  first, last = re.search(r"loss (\S+), after 20 steps (\S+)\n",
+                          capsys.readouterr().out).groups()
+  assert float(last) < float(first)
+  assert "step 19" in page.read_text() and "<td>" in page.read_text()
+
+
+def test_doctor(tmp_path, capsys, monkeypatch):
+  """tests/test_doctor.py tests the rest."""
+  calls = []
+  monkeypatch.setattr(mulo, "doctor", lambda *args, **kwargs: calls.append(
+      (args, kwargs)) or types.SimpleNamespace(text=lambda: "the report"))
+  (tmp_path / "network.py").write_text(NETWORK)
+  assert main.main(["doctor", str(tmp_path / "network.py"), "--width=64",
+                    "--num_steps=900", "--seed=3"]) == 0
+  ((functions, settings),) = calls
+  assert [x.__name__ for x in functions] == ["init", "loss"]
+  assert settings == dict(
+      width=64, widths=(4, 8, 16), num_steps=900, optimizer="mulo-s",
+      trial_steps=200, seed=3)
+  assert "the report" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["x.py", "--width=8"], "required: --num_steps.* Usage: mulo doctor FILE"),
+    (["x.py", "--width=8", "--num_steps=a"], "invalid int value: 'a'"),
+    (["x.py", "--width=8", "--num_steps=9", "--widhts=1"], "--widhts=1"),
+    (["x.py", "--width=8", "--num_steps=9"], "No such file.*x.py"),
+    (["y.py", "--width=8", "--num_steps=9"], "y.py must have.*has no loss")])
+def test_wrong_networks(tmp_path, monkeypatch, arguments, message):
+  (tmp_path / "y.py").write_text("def init(key, width): pass")
+  monkeypatch.chdir(tmp_path)
+  error = main.main(["doctor", *arguments])
+  assert "\n" not in error and re.search(message, error), error
+
+
 def test_flags_reach_the_module(tmp_path):
   """A wrong key is noticed when the config is loaded, before anything runs."""
   done = run(tmp_path, "train", "quickstart", "--config.num_steps=3",
@@ -136,5 +191,5 @@ def test_a_users_own_tasks_is_named(tmp_path):
 
 def test_without_a_checkout(monkeypatch):
   monkeypatch.setitem(sys.modules, "experiments", None)
-  error = main.main(["compare", "mulo-s"])
-  assert "only a checkout of mulo has" in error
+  for arguments in (["compare", "mulo-s"], ["list", "baselines"]):
+    assert "only a checkout of mulo has" in main.main(arguments)

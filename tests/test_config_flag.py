@@ -61,7 +61,7 @@ def test_settings_that_the_file_does_not_list(monkeypatch):
 
 @pytest.mark.parametrize("argument, message", [
     ("--config.sed=1", r"--config.sed: config has no key 'sed'; its keys are "
-     "average, checkpoint_every, copies,.*theta_opt"),
+     r"average, checkpoint_every, copies,.*theta_opt\. Did you mean 'seed'\?$"),
     ("--noconfig.streams", "config has no key 'streams'"),
     ("--config.optimzer.hidden=1", "config has no key 'optimzer'"),
     ("--config.theta_opt.lr=1", "config.theta_opt has no key 'lr'; its keys "
@@ -87,7 +87,12 @@ def test_config_files_that_cannot_be_loaded(monkeypatch):
 
 
 @pytest.mark.parametrize("argument, message", [
-    ("--config.optimizer.b3=3", "b3.*its settings are learning_rate, b1"),
+    ("--config.optimizer.b3=3",
+     "'b3'; its settings are learning_rate, b1"),
+    ("--config.tasks.digits.widht=3",
+     r"Task mlp .*'widht'; its settings are width.* Did you mean 'width'\?$"),
+    ("--config.estimator.truncatoin=3",
+     r"'truncatoin'; its settings are std.* Did you mean 'truncation'\?$"),
     ("--config.sed=3", "--config.sed: config has no key 'sed'")])
 def test_the_command_answers_in_one_line(argument, message, tmp_path):
   done = subprocess.run(

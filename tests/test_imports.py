@@ -1,6 +1,7 @@
 """Which room may import which, and how large files and functions may be."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -143,6 +144,26 @@ def test_public_face():
   public = {path.stem for path in (ROOT / "mulo").glob("*.py")
             if not path.stem.startswith("_")}
   assert public == {"links", "scaling"}
+
+
+def test_a_users_own_learned_opt_is_named(tmp_path):
+  path = tmp_path / "learned_opt.py"
+  path.write_text("")
+  done = subprocess.run(
+      [sys.executable, "-c", "import mulo"], cwd=tmp_path, capture_output=True,
+      text=True, env=dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}"))
+  assert done.stderr.splitlines()[-1] == (
+      f"ImportError: {path} hides the package learned_opt of mulo. Rename it.")
+
+
+def test_a_clone_called_mulo_works_from_its_parent(tmp_path):
+  """The folder of the clone is no package; the one inside of it is found."""
+  (tmp_path / "mulo").symlink_to(ROOT)
+  done = subprocess.run(
+      [sys.executable, "-c", "import mulo; print(mulo.list_pretrained())"],
+      cwd=tmp_path, capture_output=True, text=True,
+      env=dict(os.environ, PYTHONPATH=str(tmp_path / "mulo")))
+  assert "mulo-s" in done.stdout, done.stderr
 
 
 def test_import_beside_a_users_own_tasks(tmp_path):

@@ -102,16 +102,21 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_command_exists(command):
+def test_command_exists(command, capsys):
   words = [w for w in command.split() if not re.fullmatch(r"\w+=\S+", w)]
   if words[0] == "make":
     subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True,
                    stdout=subprocess.DEVNULL)
   elif "-m" in words or words[0] == "mulo":
     module = module_of(command)
-    if module is None:
+    if module is not None:
+      text = helps()[module]
+    elif main.COMMANDS[words[1]].flags:
+      with pytest.raises(SystemExit):
+        main.main([words[1], "--help"])
+      text = capsys.readouterr().out
+    else:
       return
-    text = helps()[module]
     assert text, words
     for flag in re.findall(r"--(\w+)", command):
       assert re.search(rf"--(\[no\])?{flag}\b", text), flag
@@ -178,8 +183,11 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize(
     "page", WITH_PYTHON, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_python_runs(page, tmp_path, monkeypatch):
-  """Each block runs alone, in this process, which has imported jax already."""
+def test_python_runs(page, tmp_path, monkeypatch, uploads):
+  """Each block runs alone, in this process, which has imported jax already.
+
+  Uploads go nowhere, see the fixture.
+  """
   monkeypatch.chdir(tmp_path)
   for number, block in enumerate(blocks(page, "python")):
     module = types.ModuleType(f"block_{number}")

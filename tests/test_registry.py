@@ -240,8 +240,8 @@ def test_settings(site):
   folder = FOLDERS["optimizer"]
   for call in (registry.get, registry.all_settings):
     with pytest.raises(ValueError, match=(
-        r"optimizer:make does not take the settings \['scal'\]: .*'scal'; "
-        "its settings are scale")):
+        "optimizer:make does not take the settings 'scal'; its settings are "
+        r"scale\. Did you mean 'scale'\?")):
       call(folder, NAMES["optimizer"], scal=1.0)
   with pytest.raises(ValueError, match=r"\[\]: missing a required.*'task'"):
     registry.get(FOLDERS["estimator"], NAMES["estimator"])

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_config
+import tqdm
 
 from meta_train import build
 from meta_train import train
@@ -75,6 +76,7 @@ ENVIRONMENT = {
 KILLED = """
 import os, signal, sys, types
 import tiny_config
+import tqdm
 from learned_opt import artifact
 from meta_train import train
 from meta_train.workdir import checkpoint, metrics
@@ -170,7 +172,7 @@ def test_another_config_is_refused(finished):
     ("theta_opt.make", "optax:sgd", "does not take the settings.*num_steps"),
     ("theta_opt.make", "tiny_config:number", "must return an optax.*got 40"),
     ("optimizer.nope", 1, "its settings are learning_rate, b1, b2"),
-    ("estimator.nope", 1, "its settings are task, opt_fn, std"),
+    ("estimator.nope", 1, "its settings are std, trunc"),
     ("tasks.bowl.nope", 1, "does not take the settings.*nope"),
     ("tasks.bowl.weight", 0.0, "bowl.weight must be positive"),
     ("tasks.bowl.num_steps", 9, "bowl.num_steps means nothing"),
@@ -251,6 +253,32 @@ def same_result(folder, finished):
   name = "theta.safetensors"
   return (folder / name).read_bytes() == (finished / name).read_bytes() and (
       rows(folder) == rows(finished))
+
+
+def test_progress_where_stderr_is_no_terminal(tmp_path, monkeypatch, capsys):
+  """On a clock of 1,000 s for the first step, and of 1 s for each other.
+
+  The first estimate leaves out compilation, which is in the first step.
+  """
+  now, make = [0.0], build.build
+  monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
+  monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # it has another clock
+
+  def slow(config, data_dir):
+    program = make(config, data_dir)
+
+    def step(state, data):
+      now[0] += 1 if int(state.step) else 1000
+      return program.step(state, data)
+    return program._replace(step=step)
+
+  monkeypatch.setattr(build, "build", slow)
+  config = tiny_config.get_config()
+  config.checkpoint_every = 40
+  train.meta_train(config, str(tmp_path))
+  compiling, first, *others = capsys.readouterr().err.strip().split("\r")
+  assert "compiling" in compiling and "11/40 [00:10<00:26" in first
+  assert len(others) <= 4  # one line each 10 s, and the last
 
 
 def test_sigterm_and_minutes(finished, tmp_path, monkeypatch):
@@ -334,6 +362,7 @@ def test_damage_that_the_format_does_not_notice(finished, tmp_path,
 FULL_DISK = """
 import resource, sys
 import tiny_config
+import tqdm
 from meta_train import train
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # bytes of any file
 try:

@@ -6,21 +6,18 @@ config or of optimizers without a flag, and a default for --workdir.
 """
 
 import functools
-import importlib.util
 import pathlib
 import runpy
 import sys
 from typing import Callable, NamedTuple, Sequence
 
 import mulo
+from mulo._cli import networks
 from mulo._cli import parts
+from mulo._cli.networks import UsageError
 
 # `(arguments)` -> text for stdout, or None.
 Run = Callable[[list[str]], str | None]
-
-
-class UsageError(ValueError):
-  """Wrong arguments of a subcommand."""
 
 
 class Command(NamedTuple):
@@ -30,11 +27,13 @@ class Command(NamedTuple):
     arguments: as the help shows them.
     purpose: one line of the help.
     run: what it does.
+    flags: whether it has flags, and help of its own.
   """
 
   arguments: str
   purpose: str
   run: Run
+  flags: bool = True
 
 
 def _list(arguments: list[str]) -> str:
@@ -78,7 +77,7 @@ def _module(arguments: list[str], *, module: str, packages: Sequence[str],
     raise UsageError(
         f"takes {'names' if many else 'one name'} and flags of the form "
         f"--flag=value, got {' '.join(arguments) or 'nothing'}.")
-  check_packages(packages)
+  parts.check_packages(packages)
   if names:  # first, because config files come before changes of their keys
     flags.insert(0, f"--{flag}={','.join(value(name) for name in names)}")
   if names and not any(x.lstrip("-").startswith("workdir=") for x in flags):
@@ -88,33 +87,14 @@ def _module(arguments: list[str], *, module: str, packages: Sequence[str],
   runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def check_packages(packages: Sequence[str]) -> None:
-  """Raise ImportError unless the packages lie beside mulo.
-
-  Their names are ordinary words, and a user's own tasks.py would be imported in
-  place of mulo's folder tasks.
-  """
-  home = pathlib.Path(mulo.__file__).resolve().parents[1]
-  for name in packages:
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-      raise ImportError(
-          f"this needs the folder {name}, which only a checkout of mulo has: "
-          "pip install --editable . there.")
-    places = spec.submodule_search_locations or [spec.origin or ""]
-    if pathlib.Path(places[0]).resolve().parent != home:
-      raise ImportError(
-          f"{places[0]} hides the package {name} of mulo, which is in {home}. "
-          "Rename it, or run mulo from another folder.")
-
-
 _TRAIN = ("learned_opt", "tasks", "meta_train")
 _STUDY = (*_TRAIN, "experiments")
 
 COMMANDS = {
     "list": Command("[KIND]", "List optimizers, tasks, configs, and so on.",
-                    _list),
-    "card": Command("NAME", "Print the card of a trained optimizer.", _card),
+                    _list, flags=False),
+    "card": Command("NAME", "Print the card of a trained optimizer.", _card,
+                    flags=False),
     "train": Command(
         "CONFIG [--config.key=value ...]",
         "Meta-train; again: continue. mulo list configs.", functools.partial(
@@ -130,7 +110,15 @@ COMMANDS = {
         "NAME [--flag=value ...]",
         "Check that layers change alike at all widths.", functools.partial(
             _module, module="experiments.studies.coord_check",
-            packages=_STUDY, flag="optimizer"))}
+            packages=_STUDY, flag="optimizer")),
+    "doctor": Command(
+        "FILE --width=N --num_steps=N [--flag=value ...]",
+        "Try it on narrow copies of your network, beside AdamW and Muon.",
+        networks.doctor),
+    "explain": Command(
+        "FILE --width=N --num_steps=N [--flag=value ...]",
+        "Train your network, and write a page of what the optimizer did.",
+        networks.explain)}
 
 
 def help_text() -> str:
@@ -144,7 +132,8 @@ def help_text() -> str:
       "mulo COMMAND --help says more. Examples:", "",
       "  mulo list configs",
       "  mulo train quickstart --workdir=runs/mine --config.num_steps=100",
-      "  mulo compare mulo-s adamw --values=32,128 --num_steps=300"])
+      "  mulo compare mulo-s adamw --values=32,128 --num_steps=300",
+      "  mulo doctor my_network.py --width=1024 --num_steps=1000"])
 
 
 def main(argv: Sequence[str] | None = None) -> int | str:
@@ -162,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int | str:
   command = COMMANDS[name]
   if rest in (["-h"], ["--help"]):
     print(f"usage: mulo {name} {command.arguments}\n\n{command.purpose}")
-    if not isinstance(command.run, functools.partial):
+    if not command.flags:
       return 0
     print(flush=True)
   try:

@@ -1,12 +1,11 @@
 """Lists of trained optimizers, and of parts by kind."""
 
 import ast
-import difflib
 import importlib
 import importlib.resources
 import importlib.util
 import pathlib
-from typing import Any, Callable, Collection, NamedTuple
+from typing import Any, Callable, Collection, NamedTuple, Sequence
 
 import jax
 
@@ -29,9 +28,28 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     name: the unknown name.
     known: names that exist.
   """
-  close = difflib.get_close_matches(name, known, 1)
-  hint = f" Did you mean {close[0]!r}?" if close else ""
-  return f"unknown {what} {name!r}; there is {', '.join(known)}.{hint}"
+  return (f"unknown {what} {name!r}; there is {', '.join(known)}."
+          f"{registry.similar(name, known)}")
+
+
+def check_packages(packages: Sequence[str]) -> None:
+  """Raise ImportError unless the packages lie beside mulo.
+
+  Their names are ordinary words, and a user's own tasks.py would be imported in
+  place of mulo's folder tasks.
+  """
+  home = pathlib.Path(mulo.__file__).resolve().parents[1]
+  for name in packages:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not (home / name).is_dir():
+      raise ImportError(
+          f"this needs the folder {name}, which only a checkout of mulo has: "
+          "pip install --editable . there.")
+    places = spec.submodule_search_locations or [spec.origin or ""]
+    if pathlib.Path(places[0]).resolve().parent != home:
+      raise ImportError(
+          f"{places[0]} hides the package {name} of mulo, which is in {home}. "
+          "Rename it, or run mulo from another folder.")
 
 
 def _trained() -> list[Part]:
@@ -69,6 +87,7 @@ def _suites() -> list[Part]:
 
 def _baselines() -> list[Part]:
   """List the optimizers of optax that comparisons tune."""
+  check_packages(["experiments"])
   baselines = importlib.import_module("experiments.baselines")
   return [Part(name, baselines.get(name).label) for name in baselines.names()]
 

@@ -14,6 +14,8 @@ from typing import Any, Callable, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from learned_opt import registry
+
 # Fractions of the published training part; the published test part is "test".
 FRACTIONS = {"train": 0.8, "inner_valid": 0.1, "outer_valid": 0.1}
 
@@ -121,7 +123,7 @@ def find(package: str, name: str) -> Format:
     if fnmatch.fnmatchcase(name, pattern):
       return module
   raise ValueError(f"Unknown data set {name!r}; available: {', '.join(known)}, "
-                   "where * is any text.")
+                   f"where * is any text.{registry.similar(name, known)}")
 
 
 def folder_of(data_format: Format, name: str, data_dir: str | None

@@ -26,15 +26,8 @@ def get(name: str, parametrization: base.Parametrization | None, /,
     ValueError: no such family, or settings that its `make` does not take.
   """
   make = registry.find(__name__, name)
-  signature = inspect.signature(make)
-  if "data_dir" in signature.parameters:
+  if "data_dir" in inspect.signature(make).parameters:
     settings["data_dir"] = data_dir
-  try:
-    signature.bind(parametrization, **settings)
-  except TypeError as e:
-    # The first parameter is the parametrization, which is not a setting.
-    raise ValueError(
-        f"Task {name} does not take the settings {list(settings)}: {e}; its "
-        f"settings are {', '.join(list(signature.parameters)[1:])}.") from e
+  registry.bind(make, f"Task {name}", parametrization, **settings)
   task: base.Task = make(parametrization, **settings)
   return task
