@@ -48,8 +48,7 @@ Reasons:
   later, steps are to be small, and gradients agree therefore. Without a
   schedule l stays 0: nothing tells a decay from steps that are too small.
 * Five in front: perturbations of these numbers matter as much as of others.
-* Factors for noise and the horizon, which meta-training could lose, the schedule
-  and weight decay, which follows it, are outside of the MLP.
+* Factors of noise and horizon, schedule and weight decay are not in the MLP.
 * Singular values of sqrt(fan-in fan-out) are those of a matrix of ones: the
   parametrization `natural` divides by fan-in, which leaves sqrt(fan-out /
   fan-in), the size of a matrix that keeps the RMS of its inputs.

@@ -186,7 +186,8 @@ def sites(tree: Any, kinds: kinds_lib.Kinds | None = None, axes: str = ""
                      f"{', '.join(paths)}.")
   entries = _entries(tree, paths, kinds_lib.of(tree, kinds))
   found: list[Site] = []
-  names: dict[tuple, str] = {}  # {(parent, layer) of a weight: its outputs}
+  # {(parent, layer) of a weight: name and size of its outputs}.
+  names: dict[tuple, tuple[str, int]] = {}
   last = ("", 0)  # name and size of the outputs of the last weight
   # Biases after the weights, whose names they take.
   for vectors in (False, True):
