@@ -119,7 +119,7 @@ def test_an_error_gives_the_claim_up(tmp_path):
 def test_shards(tmp_path, monkeypatch):
   """Each cell belongs to one shard; the rest is said to be missing."""
   folder, computed = tmp_path / "cells", []
-  cells = [({"c": c}, lambda c=c: computed.append(c) or [{"c": c}])
+  cells = [sweep.Cell({"c": c}, lambda c=c: computed.append(c) or [{"c": c}])
            for c in range(12)]
   monkeypatch.setattr(sweep.Shard, "count", 3)
   for index in (0, 2, 1):
@@ -148,6 +148,29 @@ def test_claims(tmp_path):
   assert claim is not None and claim_lib.take(folder) is None
   claim.release()
   assert not folder.exists()
+
+
+def test_nobody_waits_for_a_claim_that_was_never_made(tmp_path, monkeypatch):
+  """A process dies while it makes a claim; a disk has no hard links."""
+  def die(*args):
+    raise SystemExit
+
+  for name in ("_machine", "_began", "_make"):
+    with monkeypatch.context() as patch:
+      patch.setattr(claim_lib, name, die)
+      with pytest.raises(SystemExit):
+        claim_lib.take(tmp_path / name)
+    claim_lib.take(tmp_path / name).release()
+
+  def no_links(*args):
+    raise PermissionError
+
+  monkeypatch.setattr(os, "link", no_links)
+  claim = claim_lib.take(tmp_path / "x")
+  assert json.loads(claim.file.read_text())["pid"] == os.getpid()
+  assert claim_lib.take(tmp_path / "x") is None
+  claim.release()
+  assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("age, taken", [
@@ -244,7 +267,7 @@ def main(values):
   folder = pathlib.Path(values.workdir)
   folder.mkdir(exist_ok=True)
   rows = sweep.run_cells(folder / "cells", [
-      ({"c": c}, lambda c=c: [{"c": c}]) for c in range(6)])
+      sweep.Cell({"c": c}, lambda c=c: [{"c": c}]) for c in range(6)])
   (folder / "result.txt").write_text(str(sum(row[0]["c"] for row in rows)))
 
 if __name__ == "__main__":

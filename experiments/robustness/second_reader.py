@@ -38,7 +38,8 @@ def parse(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {name: _array(content[start:], **entry)
             for name, entry in table.items()}, header
   tree = serialization.msgpack_restore(content)
-  if "params" in tree:  # a checkpoint, which may also hold a step
+  # A checkpoint has the parameters and what else learned_optimization keeps.
+  if "params" in tree and not {*tree} - {"params", "step", "gen_id"}:
     tree = tree["params"]
   flat = traverse_util.flatten_dict(tree, sep="/")
   return {name: np.asarray(x) for name, x in flat.items()}, {}
