@@ -75,7 +75,7 @@ def published(layout: str) -> tuple[dict[str, np.ndarray], dict]:
   lopt = optimizers.get(entry.optimizer, **{name: 3 for name in entry.sizes})
   theta = jax.eval_shape(lopt.init, jax.random.key(0))
   rng = np.random.default_rng(0)
-  draw = lambda shape: rng.standard_normal(shape).astype(np.float32)
+  draw = lambda shape: np.asarray(rng.standard_normal(shape), np.float32)
   return ({name: draw(shape)
            for name, shape in published_layouts.shapes(entry, theta).items()},
           {name: draw(theta[name].shape) for name in entry.arguments} |
@@ -291,8 +291,8 @@ def layout_file_case(rng, folder: pathlib.Path) -> Callable[[], Any]:
   else:
     tree: dict[str, Any] = {}
     for name, x in arrays.items():
-      *parent, last = name.split("/", 1)
-      (tree.setdefault(*parent, {}) if parent else tree)[last] = x
+      parent, _, last = name.rpartition("/")
+      (tree.setdefault(parent, {}) if parent else tree)[last] = x
     content = flax_bytes({"params": tree, "step": 3})
   if rng.random() < 0.8:
     content = damaged(rng, content)
