@@ -38,7 +38,8 @@ STUDIES = {
         ("--outer=slowmo", NETWORK, "--workers=2,3", "--local_rates=0.1",
          "--num_rounds=4", "--seeds=1"), 4),
     "around.nowcasting": (
-        (NETWORK, "--num_steps=100", "--rates=0.01", "--seeds=1"), 4)}
+        (NETWORK, "--num_steps=100", "--every=40", "--rates=0.01",
+         "--seeds=1"), 4)}
 
 
 def test_all_studies_are_here():

@@ -308,6 +308,9 @@ def main(flags) -> None:
   if flags.num_steps % EVERY:
     raise ValueError(f"--num_steps must be a multiple of {EVERY}, got "
                      f"{flags.num_steps}.")
+  if flags.num_steps <= flags.every:
+    raise ValueError(f"--num_steps={flags.num_steps} must be more than "
+                     f"--every={flags.every}, or nothing jumps.")
   compared = methods(flags.every, flags.weights)
   mulo.nowcast(optax.adam(1.0), every=flags.every, num_steps=flags.num_steps)
   section = {"name": flags.task, **command.parse_settings(flags.settings)}
