@@ -1,5 +1,7 @@
 """Cells that several processes share, damaged cells, and claims."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -8,6 +10,7 @@ import threading
 import time
 
 import pytest
+import tqdm
 
 from experiments import executors
 from experiments import sweep
@@ -131,6 +134,40 @@ def test_shards(tmp_path, monkeypatch):
         sweep.run_cells(folder, cells)
   assert sorted(computed) == list(range(12))
   assert rows == [[{"c": c}] for c in range(12)]
+
+
+def chain(first, computed):
+  """Chain of two cells, then one for the larger of their numbers."""
+  cell = lambda c: sweep.Cell(
+      {"c": c}, lambda: computed.append(c) or [{"c": c}], size=c)
+  rows = yield [cell(first), cell(first + 1)]
+  best = max(row[0]["c"] for row in rows)
+  (row,), = yield [cell(10 * best)]
+  return row["c"]
+
+
+def test_chains(tmp_path):
+  computed = []
+  with tqdm.tqdm(total=99, file=io.StringIO()) as bar:
+    assert sweep.run_chains(tmp_path / "cells", [
+        chain(1, computed), chain(5, computed)], bar) == [20, 60]
+    assert bar.n == 1 + 2 + 5 + 6 + 20 + 60
+  # All cells of the first step are there before the second one begins.
+  assert computed == [1, 2, 5, 6, 20, 60]
+  assert sweep.run_chains(tmp_path / "cells", []) == []
+
+
+def test_shards_of_chains(tmp_path, monkeypatch):
+  """Shards that are started again for each step compute all cells once."""
+  computed, results = [], []
+  monkeypatch.setattr(sweep.Shard, "count", 3)
+  for index in (0, 1, 2, 0, 1, 2, 0):
+    monkeypatch.setattr(sweep.Shard, "index", index)
+    with contextlib.suppress(sweep.Incomplete):
+      results = sweep.run_chains(tmp_path / "cells", [
+          chain(first, computed) for first in (1, 5, 9)])
+  assert results == [20, 60, 100]
+  assert sorted(computed) == [1, 2, 5, 6, 9, 10, 20, 60, 100]
 
 
 def foreign(folder, age, machine="elsewhere"):
