@@ -13,27 +13,50 @@ at the cells:
 Processes that share the workdir divide the cells: each claims a cell before it
 computes the cell (`meta_train.workdir.claim`), and all read the rows of the
 one that is published first.
+
+Cells that depend on the rows of others, such as runs with the settings that
+tuning has chosen, belong to a chain: a generator that yields the cells that it
+needs next, receives their rows, and returns its result.
 """
 
 import functools
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import sys
 import time
-from typing import Callable, Sequence
+from typing import Any, Callable, Generator, NamedTuple, Sequence
 import zlib
+
+import tqdm
 
 from meta_train.workdir import claim as claim_lib
 
 POLL = 1.0  # seconds between two looks at cells that others compute
 
-# A cell's config, and the function that returns its rows.
-Cell = tuple[dict, Callable[[], list[dict]]]
+Rows = list[dict]
+
+
+class Cell(NamedTuple):
+  """A cell, before it is computed.
+
+  Attributes:
+    config: everything that the result depends on, JSON values.
+    compute: returns the rows.
+    size: what the cell counts on a progress bar.
+  """
+
+  config: dict
+  compute: Callable[[], Rows]
+  size: int = 1
+
+
+Chain = Generator[list[Cell], list[Rows], Any]
 
 
 class Incomplete(Exception):
@@ -59,12 +82,36 @@ class Shard:
 
 
 def run_cell(folder: pathlib.Path, config: dict,
-             compute: Callable[[], list[dict]]) -> list[dict]:
+             compute: Callable[[], Rows]) -> Rows:
   """Return the rows of one cell; see `run_cells`."""
-  return run_cells(folder, [(config, compute)])[0]
+  return run_cells(folder, [Cell(config, compute)])[0]
 
 
-def run_cells(folder: pathlib.Path, cells: Sequence[Cell]) -> list[list[dict]]:
+def run_chains(folder: pathlib.Path, chains: Sequence[Chain],
+               bar: tqdm.tqdm | None = None) -> list[Any]:
+  """Return the results of chains; see `run_cells` for arguments and errors.
+
+  All cells that chains need next are divided between the processes. Then the
+  chains go on.
+  """
+  results: dict[int, Any] = {}
+  rows: dict[int, Any] = dict.fromkeys(range(len(chains)))
+  while rows:
+    needed = {}
+    for i, received in rows.items():
+      try:
+        needed[i] = chains[i].send(received)
+      except StopIteration as e:
+        results[i] = e.value
+    found = iter(run_cells(
+        folder, list(itertools.chain(*needed.values())), bar))
+    rows = {i: list(itertools.islice(found, len(cells)))
+            for i, cells in needed.items()}
+  return [results[i] for i in range(len(chains))]
+
+
+def run_cells(folder: pathlib.Path, cells: Sequence[Cell],
+              bar: tqdm.tqdm | None = None) -> list[Rows]:
   """Return the rows of independent cells; compute those that are not done.
 
   The folder of a cell holds config.json, metrics.jsonl and DONE, the number
@@ -75,8 +122,9 @@ def run_cells(folder: pathlib.Path, cells: Sequence[Cell]) -> list[list[dict]]:
   Args:
     folder: the folder "cells" of the study. The packed cells are in the file
       `<folder>.jsonl.gz` next to it.
-    cells: (config, compute) of each cell. `config` is everything that the
-      result depends on, JSON values; `compute` returns the rows.
+    cells: the cells, which do not depend on each other.
+    bar: progress bar. It advances by the size of each cell, whether or not its
+      `compute` advances the bar.
 
   Returns:
     The rows of each cell after a round trip through JSON.
@@ -86,18 +134,22 @@ def run_cells(folder: pathlib.Path, cells: Sequence[Cell]) -> list[list[dict]]:
       of JSON values.
     Incomplete: see `Shard`.
   """
-  rows: dict[int, list[dict]] = {}
+  rows: dict[int, Rows] = {}
   left = dict(enumerate(cells))
+  done = bar.n if bar is not None else 0
   while left:
-    for i, (config, compute) in list(left.items()):
-      found = _find(folder, identity(config))
-      if found is None and Shard.has(identity(config)):
-        found = _compute(folder, config, compute)
+    for i, cell in list(left.items()):
+      found = _find(folder, identity(cell.config))
+      if found is None and Shard.has(identity(cell.config)):
+        found = _compute(folder, cell.config, cell.compute)
       if found is not None:
         rows[i] = found
         del left[i]
-    if left and not any(Shard.has(identity(config))
-                        for config, _ in left.values()):
+        done += cell.size
+        if bar is not None:
+          bar.update(done - bar.n)
+    if left and not any(Shard.has(identity(cell.config))
+                        for cell in left.values()):
       raise Incomplete(
           f"Shard {Shard.index}/{Shard.count}: {len(rows)} of {len(cells)} "
           f"cells are done, {len(left)} belong to other shards. Run this "
@@ -154,7 +206,7 @@ def identity(config: dict) -> str:
 
 
 def _compute(folder: pathlib.Path, config: dict,
-             compute: Callable[[], list[dict]]) -> list[dict] | None:
+             compute: Callable[[], Rows]) -> Rows | None:
   """Claim a cell, compute and publish it, and return its rows.
 
   Returns None if another process has the claim.
@@ -191,7 +243,7 @@ def _compute(folder: pathlib.Path, config: dict,
     return _find(folder, cell.name)
 
 
-def _write_cell(new: pathlib.Path, config: dict, rows: list[dict]) -> None:
+def _write_cell(new: pathlib.Path, config: dict, rows: Rows) -> None:
   """Write the folder of a cell; DONE last, when all else is on the disk."""
   text = "".join(json.dumps(row) + "\n" for row in rows)
   new.mkdir()
@@ -216,7 +268,7 @@ def _seal(config: dict, text: str) -> dict:
           "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
-def _find(folder: pathlib.Path, name: str) -> list[dict] | None:
+def _find(folder: pathlib.Path, name: str) -> Rows | None:
   """Return the rows of a cell; None if it is not done, or damaged.
 
   Args:
@@ -231,7 +283,7 @@ def _find(folder: pathlib.Path, name: str) -> list[dict] | None:
   return json.loads(packed[name])["rows"] if name in packed else None
 
 
-def _read_rows(cell: pathlib.Path) -> list[dict] | None:
+def _read_rows(cell: pathlib.Path) -> Rows | None:
   """Return the rows of a folder; None unless it is whole and fits its DONE."""
   try:
     done = (cell / "DONE").read_text()
@@ -252,7 +304,7 @@ def _text(config: dict) -> str:
   return json.dumps(config, indent=2, sort_keys=True)
 
 
-def _line(config: dict, rows: list[dict]) -> str:
+def _line(config: dict, rows: Rows) -> str:
   """Return a line of the file of packed cells, without its newline."""
   # The order of keys in a row is kept: it is the order of columns in a table.
   config = json.loads(_text(config))

@@ -184,12 +184,12 @@ def tune(folder, monkeypatch, score, max_growth=4, name="adamw_b2_tuned"):
   """Tune a baseline on scores; return the results and what was trained."""
   asked = []
 
-  def rows(self, method, candidates, section, seeds):
+  def train(self, method, candidates, section, seeds):
     asked.append([c.identity for c in candidates])
     return [{"seed": seed, "final_train_loss": score(c)}
             for c in candidates for seed in seeds]
 
-  monkeypatch.setattr(transfer.Study, "rows", rows)
+  monkeypatch.setattr(transfer.Study, "_train", train)
   study = transfer.Study(folder, None, 2, 1, "final_train_loss",
                          tqdm.tqdm(disable=True), max_growth)
   results = study.compare(methods.parse([name], []), {

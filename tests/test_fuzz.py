@@ -4,6 +4,7 @@ import os
 import pickle
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -53,6 +54,36 @@ def test_failures_are_noticed():
       32: "not printable", 34: "empty"}.items():
     assert part in outcomes.pop(seed)
   assert set(outcomes.values()) == {"read"}
+
+
+def wrong_reads(seeds, tmp_path):
+  """Return what the second reader says about some cases, in this process."""
+  outcomes = [isolation.outcome(fuzz.case(seed, tmp_path), [])
+              for seed in seeds]
+  return [x.split("Different: ")[1] for x in outcomes if "Different: " in x]
+
+
+def test_files_that_are_read_wrongly_are_noticed(tmp_path, monkeypatch):
+  seeds = range(150)
+  assert not wrong_reads(seeds, tmp_path)
+  with monkeypatch.context() as patch:  # damage is not looked for
+    patch.setattr(artifact_lib, "_check_header", lambda header, flat: None)
+    assert any("are not those" in x for x in wrong_reads(seeds, tmp_path))
+  with monkeypatch.context() as patch:  # another number, another setting
+    patch.setattr(artifact_lib, "unflatten", changed(artifact_lib.unflatten))
+    said = wrong_reads(seeds, tmp_path)
+    assert any("theta has other numbers" in x for x in said)
+    assert any("are not those of the file" in x for x in said)
+  with monkeypatch.context() as patch:
+    patch.setattr(mulo, "read_arrays", changed(mulo.read_arrays))
+    assert any("are not those of the file" in x
+               for x in wrong_reads(seeds, tmp_path))
+
+
+def changed(function):
+  """Return a reader whose numbers are a little larger."""
+  return lambda *args: jax.tree.map(
+      lambda x: x + np.asarray(1e-3, x.dtype), function(*args))
 
 
 def every_name(seed, folder):

@@ -1,5 +1,7 @@
 """Cells that several processes share, damaged cells, and claims."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -8,6 +10,7 @@ import threading
 import time
 
 import pytest
+import tqdm
 
 from experiments import executors
 from experiments import sweep
@@ -119,7 +122,7 @@ def test_an_error_gives_the_claim_up(tmp_path):
 def test_shards(tmp_path, monkeypatch):
   """Each cell belongs to one shard; the rest is said to be missing."""
   folder, computed = tmp_path / "cells", []
-  cells = [({"c": c}, lambda c=c: computed.append(c) or [{"c": c}])
+  cells = [sweep.Cell({"c": c}, lambda c=c: computed.append(c) or [{"c": c}])
            for c in range(12)]
   monkeypatch.setattr(sweep.Shard, "count", 3)
   for index in (0, 2, 1):
@@ -131,6 +134,40 @@ def test_shards(tmp_path, monkeypatch):
         sweep.run_cells(folder, cells)
   assert sorted(computed) == list(range(12))
   assert rows == [[{"c": c}] for c in range(12)]
+
+
+def chain(first, computed):
+  """Chain of two cells, then one for the larger of their numbers."""
+  cell = lambda c: sweep.Cell(
+      {"c": c}, lambda: computed.append(c) or [{"c": c}], size=c)
+  rows = yield [cell(first), cell(first + 1)]
+  best = max(row[0]["c"] for row in rows)
+  (row,), = yield [cell(10 * best)]
+  return row["c"]
+
+
+def test_chains(tmp_path):
+  computed = []
+  with tqdm.tqdm(total=99, file=io.StringIO()) as bar:
+    assert sweep.run_chains(tmp_path / "cells", [
+        chain(1, computed), chain(5, computed)], bar) == [20, 60]
+    assert bar.n == 1 + 2 + 5 + 6 + 20 + 60
+  # All cells of the first step are there before the second one begins.
+  assert computed == [1, 2, 5, 6, 20, 60]
+  assert sweep.run_chains(tmp_path / "cells", []) == []
+
+
+def test_shards_of_chains(tmp_path, monkeypatch):
+  """Shards that are started again for each step compute all cells once."""
+  computed, results = [], []
+  monkeypatch.setattr(sweep.Shard, "count", 3)
+  for index in (0, 1, 2, 0, 1, 2, 0):
+    monkeypatch.setattr(sweep.Shard, "index", index)
+    with contextlib.suppress(sweep.Incomplete):
+      results = sweep.run_chains(tmp_path / "cells", [
+          chain(first, computed) for first in (1, 5, 9)])
+  assert results == [20, 60, 100]
+  assert sorted(computed) == [1, 2, 5, 6, 9, 10, 20, 60, 100]
 
 
 def foreign(folder, age, machine="elsewhere"):
@@ -148,6 +185,29 @@ def test_claims(tmp_path):
   assert claim is not None and claim_lib.take(folder) is None
   claim.release()
   assert not folder.exists()
+
+
+def test_nobody_waits_for_a_claim_that_was_never_made(tmp_path, monkeypatch):
+  """A process dies while it makes a claim; a disk has no hard links."""
+  def die(*args):
+    raise SystemExit
+
+  for name in ("_machine", "_began", "_make"):
+    with monkeypatch.context() as patch:
+      patch.setattr(claim_lib, name, die)
+      with pytest.raises(SystemExit):
+        claim_lib.take(tmp_path / name)
+    claim_lib.take(tmp_path / name).release()
+
+  def no_links(*args):
+    raise PermissionError
+
+  monkeypatch.setattr(os, "link", no_links)
+  claim = claim_lib.take(tmp_path / "x")
+  assert json.loads(claim.file.read_text())["pid"] == os.getpid()
+  assert claim_lib.take(tmp_path / "x") is None
+  claim.release()
+  assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("age, taken", [
@@ -244,7 +304,7 @@ def main(values):
   folder = pathlib.Path(values.workdir)
   folder.mkdir(exist_ok=True)
   rows = sweep.run_cells(folder / "cells", [
-      ({"c": c}, lambda c=c: [{"c": c}]) for c in range(6)])
+      sweep.Cell({"c": c}, lambda c=c: [{"c": c}]) for c in range(6)])
   (folder / "result.txt").write_text(str(sum(row[0]["c"] for row in rows)))
 
 if __name__ == "__main__":

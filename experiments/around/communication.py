@@ -117,24 +117,22 @@ class Study:
     self._flags, self._bar = flags, bar
     self._folder = pathlib.Path(flags.workdir) / "cells"
 
-  def _rows(self, section, outer, candidates, seeds):
-    """Return `curves` of some candidates, from the cell if it is done."""
+  def _cell(self, section, outer, candidates, seeds) -> sweep.Cell:
+    """Return the cell with the `curves` of some candidates."""
     flags = self._flags
     config = {"study": "communication", "section": section,
               "outer": outer.identity, "num_rounds": flags.num_rounds,
               "candidates": [{"local rate": rate, **outer.settings[i]}
                              for rate, i in candidates],
               "seeds": seeds, "samples": SAMPLES, "every": EVERY}
-    before = self._bar.n
-    rows = sweep.run_cell(self._folder, config, lambda: curves(
-        section, outer, candidates, seeds, flags.num_rounds, flags.data_dir,
-        self._bar.update))
-    rounds = len(rows) * flags.num_rounds
-    self._bar.update(rounds - (self._bar.n - before))
-    return rows
+    return sweep.Cell(
+        config, lambda: curves(
+            section, outer, candidates, seeds, flags.num_rounds,
+            flags.data_dir, self._bar.update),
+        len(candidates) * len(seeds) * flags.num_rounds)
 
-  def compare(self, section: dict, outer: outers.Outer) -> pd.DataFrame:
-    """Return the rows of the best candidate of a method, one for each seed.
+  def compare(self, section: dict, outer: outers.Outer) -> sweep.Chain:
+    """Chain of a method; its result: rows of the best candidate for each seed.
 
     Args:
       section: see `curves`.
@@ -145,8 +143,9 @@ class Study:
     seeds = list(range(self._flags.seeds))
     # With few candidates, compilation takes longer than runs of all seeds.
     few = len(outer.thetas) == 1
-    rows = pd.DataFrame(self._rows(
-        section, outer, candidates, [TUNING_SEED, *seeds * few]))
+    found = yield [self._cell(
+        section, outer, candidates, [TUNING_SEED, *seeds * few])]
+    rows = pd.DataFrame(found[0])
     tuning = rows[rows["seed"] == TUNING_SEED]
     scores = np.nan_to_num([np.mean(x) for x in tuning["valid"]], nan=np.inf)
     best = candidates[int(np.argmin(scores))]
@@ -154,12 +153,18 @@ class Study:
       rows = rows[(rows["local_rate"] == best[0]) & (
           rows["seed"] != TUNING_SEED)]
     else:
-      rows = pd.DataFrame(self._rows(section, outer, [best], seeds))
+      found = yield [self._cell(section, outer, [best], seeds)]
+      rows = pd.DataFrame(found[0])
     return rows.assign(
         method=outer.label, workers=section["workers"]["count"],
         every=section["workers"]["every"], settings=", ".join(
             f"{k} {v:g}" for k, v in outer.settings[best[1]].items()),
         bytes_per_round=outer.bytes_per_parameter * rows["parameters"])
+
+  def run(self, chains: list[sweep.Chain]) -> pd.DataFrame:
+    """Return the results of all chains."""
+    return pd.concat(sweep.run_chains(self._folder, chains, self._bar),
+                     ignore_index=True)
 
 
 def rounds_to(curve: Sequence[float], goal: float) -> float:
@@ -305,12 +310,10 @@ def main(flags) -> None:
              flags.seeds * (n > 1) for n in candidates)
   with command.progress(len(sections) * runs * flags.num_rounds, "round",
                         "comparing", unit_scale=True) as bar:
-    study, frames = Study(flags, bar), []
-    for section in sections:
-      for outer in compared[section["workers"]["every"]]:
-        bar.set_postfix_str(f"{section['workers']}, {outer.label}")
-        frames.append(study.compare(section, outer))
-  results = with_rounds(pd.concat(frames, ignore_index=True))
+    study = Study(flags, bar)
+    results = with_rounds(study.run([
+        study.compare(section, outer) for section in sections
+        for outer in compared[section["workers"]["every"]]]))
   results.drop(columns=["valid", "test", "theta"]).to_csv(
       folder / "results.csv", index=False)
   plot(results, folder / "communication.png", flags.task)

@@ -208,8 +208,8 @@ def spike(batch: list[float], every: int) -> float:
       batch[s] / float(np.mean(batch[s - 11:s - 1])) for s in starts)
 
 
-def compare(flags, section: dict, method: Method, bar) -> pd.DataFrame:
-  """Return the rows of a method at its best learning rate."""
+def compare(flags, section: dict, method: Method, bar) -> sweep.Chain:
+  """Chain of a method; its result: the rows at its best learning rate."""
   rates, seeds = list(map(float, flags.rates)), list(range(flags.seeds))
   weights = artifact_lib.sha256(
       mulo.read(flags.weights).theta) if method.label == "nowcast" else ""
@@ -219,15 +219,15 @@ def compare(flags, section: dict, method: Method, bar) -> pd.DataFrame:
       "evaluated": EVERY, "decay": AVERAGE_DECAY, "weights": weights}
 
   def cell(rates, seeds):
-    return sweep.run_cell(
-        pathlib.Path(flags.workdir) / "cells",
+    return sweep.Cell(
         {**identity, "rates": rates, "seeds": seeds}, lambda: runs(
             section, method, rates, seeds, flags.num_steps, flags.data_dir,
-            bar.update))
+            bar.update), len(rates) * len(seeds) * flags.num_steps)
 
-  tuned = cell(rates, [TUNING_SEED])
+  tuned, = yield [cell(rates, [TUNING_SEED])]
   best = min(tuned, key=lambda row: ended(row["train"]))["rate"]
-  return pd.DataFrame(cell([best], seeds)).assign(
+  rows, = yield [cell([best], seeds)]
+  return pd.DataFrame(rows).assign(
       method=method.label, floats=method.floats,
       edge=best in (rates[0], rates[-1]))
 
@@ -308,6 +308,9 @@ def main(flags) -> None:
   if flags.num_steps % EVERY:
     raise ValueError(f"--num_steps must be a multiple of {EVERY}, got "
                      f"{flags.num_steps}.")
+  if flags.num_steps <= flags.every:
+    raise ValueError(f"--num_steps={flags.num_steps} must be more than "
+                     f"--every={flags.every}, or nothing jumps.")
   compared = methods(flags.every, flags.weights)
   mulo.nowcast(optax.adam(1.0), every=flags.every, num_steps=flags.num_steps)
   section = {"name": flags.task, **command.parse_settings(flags.settings)}
@@ -317,12 +320,9 @@ def main(flags) -> None:
   command.write_command(folder)
   total = len(compared) * flags.num_steps * (len(flags.rates) + flags.seeds)
   with command.progress(total, "step", "training", unit_scale=True) as bar:
-    frames = []
-    for i, method in enumerate(compared, 1):
-      bar.set_postfix_str(method.label)
-      frames.append(compare(flags, section, method, bar))
-      bar.update(total * i // len(compared) - bar.n)
-  results = pd.concat(frames, ignore_index=True)
+    results = pd.concat(sweep.run_chains(
+        folder / "cells", [compare(flags, section, method, bar)
+                           for method in compared], bar), ignore_index=True)
   results.drop(columns=[*SPLITS, "batch"]).assign(**{
       f"{name} end": results[name].map(ended) for name in SPLITS}).to_csv(
           folder / "results.csv", index=False)

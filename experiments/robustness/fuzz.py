@@ -2,26 +2,31 @@
 
 python -m experiments.robustness.fuzz [--first=0] [--count=10000]
 
-Case number i is made from the seed i: a file or a set of arrays, changed at
-random, either its bytes or its structure. Some changed files get hashes that
-fit the change; some files name code to import, such as "os:system".
+Case number i is made from the seed i: a file or a set of arrays in one of the
+layouts, changed at random, either its bytes or its structure. Some changed
+files get hashes that fit the change; some files name code to import, such as
+"os:system".
 
 Each case is read as a user would read the file, in a process with limited
 memory. Another process waits for each case for a limited time. A case passes if
-it is read, or refused by mulo.ArtifactError with a short message, and has no
-other effect: no file written, no program or connection started, no pickle, no
-import of named code.
+it is refused by mulo.ArtifactError with a short message, or if it is read and
+the result is what another reader finds in the file (second_reader.py); and if
+it has no other effect: no file written, no program or connection started, no
+pickle, no import of named code.
 
-10,000 cases take about a minute. The exit status is 1 if any case fails;
---first=SEED --count=1 repeats one case. After an interruption the command lists
-the failures so far and the flags to continue.
+10,000 cases take about a minute. The exit status is 1 if any case fails, or if
+the process that reads needs more memory than PEAK; --first=SEED --count=1
+repeats one case. After an interruption the command lists the failures so far
+and the flags to continue.
 """
 
 import collections
 import functools
 import json
 import pathlib
+import resource
 import sys
+import time
 from typing import Any, Callable
 
 from absl import flags
@@ -32,11 +37,13 @@ from safetensors import numpy as safetensors_numpy
 
 from experiments import command
 from experiments.robustness import isolation
+from experiments.robustness import second_reader
 from learned_opt import artifact as artifact_lib
 from learned_opt import optimizers
 import mulo
 from mulo import _published_layouts as published_layouts
 
+PEAK = 2**29  # bytes of memory that reading may take, programs included
 TRAP = "experiments.robustness.trap"  # reports when it is imported
 # Names of code, well-formed and not. A file must not make any of them run.
 CODE = (
@@ -67,10 +74,11 @@ def published(layout: str) -> tuple[dict[str, np.ndarray], dict]:
   entry = published_layouts.LAYOUTS[layout]
   lopt = optimizers.get(entry.optimizer, **{name: 3 for name in entry.sizes})
   theta = jax.eval_shape(lopt.init, jax.random.key(0))
-  ones = lambda shape: np.ones(shape, np.float32)
-  return ({name: ones(shape)
+  rng = np.random.default_rng(0)
+  draw = lambda shape: np.asarray(rng.standard_normal(shape), np.float32)
+  return ({name: draw(shape)
            for name, shape in published_layouts.shapes(entry, theta).items()},
-          {name: ones(theta[name].shape) for name in entry.arguments} |
+          {name: draw(theta[name].shape) for name in entry.arguments} |
           dict.fromkeys(entry.switches, False))
 
 
@@ -108,6 +116,9 @@ def odd(rng) -> Any:
 def damaged(rng, content: bytes) -> bytes:
   """Flip, overwrite, delete, insert, repeat or cut off some of the bytes."""
   x = bytearray(content)
+  if rng.random() < 0.3:  # the smallest damage is the hardest to notice
+    x[rng.integers(len(x))] ^= 1 << int(rng.integers(8))
+    return bytes(x)
   for _ in range(rng.integers(1, 6)):
     at = int(rng.integers(max(1, len(x))))
     # Half of the changes hit the beginning, which decides how to read the rest.
@@ -140,7 +151,8 @@ def odd_array(rng, x: np.ndarray) -> np.ndarray:
       lambda: x.reshape(-1), lambda: x[None], lambda: x[..., :0],
       lambda: np.zeros((1,) * int(rng.integers(1, 20)), np.float32),
       lambda: np.zeros(int(rng.integers(1, 100000)), np.float32)]
-  return kinds[rng.integers(len(kinds))]()
+  with np.errstate(all="ignore"):  # NaN as an integer
+    return kinds[rng.integers(len(kinds))]()
 
 
 def odd_arrays(rng, flat: dict) -> dict:
@@ -190,17 +202,21 @@ def announced(rng) -> bytes:
   with the length of its header in 8 bytes.
   """
   n = int(rng.integers(1, 60000))
-  return [
-      b"\xdd\xff\xff\xff\xff" * n, b"\xdf\xff\xff\xff\xff" * n,
-      b"\x91" * n, b"\x81\xa1a" * n, b"\xdc\x00\x10" + b"\x80" * n,
-      b"\xc9\xff\xff\xff\xff\x01" * 9, (2**62).to_bytes(8, "little") + b"{",
-      len(b"[" * n).to_bytes(8, "little") + b"[" * n,
-      (n + 1).to_bytes(8, "little") + b"{" + b"\"" * n,
-      (6 * n + 6).to_bytes(8, "little") + b'{"a":' * n + b" " * (n + 6),
-      b"".join(b"\x81\xda\x0f\xff" + b"k" * 4095 for _ in range(n % 500)) +
-      b"\xde\x40\x00" + b"".join(
-          b"\xa5" + str(10000 + i).encode() + b"\x80" for i in range(2**14)),
-      ][rng.integers(11)]
+  kinds: list[Callable[[], bytes]] = [
+      lambda: b"\xdd\xff\xff\xff\xff" * n,
+      lambda: b"\xdf\xff\xff\xff\xff" * n, lambda: b"\x91" * n,
+      lambda: b"\x81\xa1a" * n, lambda: b"\xdc\x00\x10" + b"\x80" * n,
+      lambda: b"\xc9\xff\xff\xff\xff\x01" * 9,
+      lambda: (2**62).to_bytes(8, "little") + b"{",
+      lambda: n.to_bytes(8, "little") + b"[" * n,
+      lambda: (n + 1).to_bytes(8, "little") + b"{" + b"\"" * n,
+      lambda: ((6 * n + 6).to_bytes(8, "little") + b'{"a":' * n +
+               b" " * (n + 6)),
+      lambda: b"".join(
+          [b"\x81\xda\x0f\xff" + b"k" * 4095] * (n % 500) +
+          [b"\xde\x40\x00"] +
+          [b"\xa5" + str(10000 + i).encode() + b"\x80" for i in range(2**14)])]
+  return kinds[rng.integers(len(kinds))]()
 
 
 def code_case(names: dict[str, str], folder: pathlib.Path
@@ -225,6 +241,97 @@ def code_case(names: dict[str, str], folder: pathlib.Path
   return attempt
 
 
+def artifact_case(rng, folder: pathlib.Path) -> Callable[[], Any]:
+  """Write a changed artifact; return a function that reads it."""
+  flat = sample()
+  kind = rng.integers(6)
+  whole = b""  # what is read must be this; b"": what the file says
+  if kind < 3:  # damaged bytes
+    whole = artifact_bytes(flat)
+    content = damaged(rng, whole)
+  elif kind == 3:  # other arrays, with hashes that fit
+    content = artifact_bytes(odd_arrays(rng, flat))
+  elif kind == 4:  # an odd field of the header
+    field = list(artifact_lib.FIELDS)[rng.integers(7)]
+    content = artifact_bytes(flat, **{field: odd(rng)})
+  else:  # an odd setting
+    field = ["hidden", "step_mult", "exp_mult", "accumulator_dtype", "lowering",
+             "__class__"][rng.integers(6)]
+    content = artifact_bytes(flat, settings={"hidden": 3, field: odd(rng)})
+  path = folder / "theta.safetensors"
+  path.write_bytes(content)
+
+  def attempt():
+    artifact = mulo.read(path)
+    second_reader.check_artifact(whole or content, artifact)
+    return artifact.trained
+
+  return attempt
+
+
+def file_case(rng, folder: pathlib.Path) -> Callable[[], Any]:
+  """Write a file of another project; return a function that reads it."""
+  path = folder / "theta.state"
+  content = [lambda: flax_bytes(nested(rng)), lambda: announced(rng)
+             ][rng.integers(2)]()
+  path.write_bytes(content)
+  return lambda: second_reader.check_arrays(content, mulo.read_arrays(path))
+
+
+def layout_file_case(rng, folder: pathlib.Path) -> Callable[[], Any]:
+  """Write a changed file in a published layout; return a function for it.
+
+  The function reads the file and converts the arrays.
+  """
+  layout, arrays, settings = chosen_layout(rng)
+  if rng.random() < 0.5:
+    arrays = odd_arrays(rng, arrays)
+  if rng.random() < 0.5:
+    content = safetensors_numpy.save(arrays)
+  else:
+    tree: dict[str, Any] = {}
+    for name, x in arrays.items():
+      parent, _, last = name.rpartition("/")
+      (tree.setdefault(parent, {}) if parent else tree)[last] = x
+    content = flax_bytes({"params": tree, "step": 3})
+  if rng.random() < 0.8:
+    content = damaged(rng, content)
+  path = folder / "theta.state"
+  path.write_bytes(content)
+
+  def attempt():
+    read = mulo.read_arrays(path)
+    second_reader.check_arrays(content, read)
+    second_reader.check_converted(
+        read, settings, mulo.convert(read, layout, **settings))
+
+  return attempt
+
+
+def chosen_layout(rng) -> tuple[str, dict, dict]:
+  """Return a layout, its arrays, and the arguments of `convert`."""
+  layouts = list(published_layouts.LAYOUTS)
+  layout = layouts[rng.integers(len(layouts))]
+  return (layout, *map(dict, published(layout)))
+
+
+def arrays_case(rng, folder: pathlib.Path) -> Callable[[], Any]:
+  """Return a function that converts changed arrays of other projects."""
+  del folder
+  layout: Any
+  layout, arrays, settings = chosen_layout(rng)
+  arrays = odd_arrays(rng, arrays)
+  if published_layouts.LAYOUTS[layout].arguments:
+    settings = odd_arrays(rng, settings)
+  if rng.random() < 0.3 and arrays:
+    arrays[list(arrays)[0]] = odd(rng)
+  if rng.random() < 0.5:
+    settings[["hidden", "step_mult", "nothing"][rng.integers(3)]] = odd(rng)
+  layout = layout if rng.random() < 0.9 else odd(rng)
+  return lambda: second_reader.check_converted(
+      arrays, settings, mulo.convert(arrays, layout, **settings))
+
+
 def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
   """Make the case of a seed.
 
@@ -233,7 +340,8 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
     folder: where the file is written.
 
   Returns:
-    A function that reads the file or the arrays as a user would.
+    A function that reads the file or the arrays as a user would, and raises
+    second_reader.Different if the result is not what they say.
   """
   # Random numbers of their own, so that the other cases keep their seeds.
   rng = np.random.default_rng((seed, 1))
@@ -243,46 +351,9 @@ def case(seed: int, folder: pathlib.Path) -> Callable[[], Any]:
     return code_case(
         {field: CODE[rng.integers(len(CODE))] for field in fields}, folder)
   rng = np.random.default_rng(seed)
-  flat = sample()
-  published_tree = {"nn": {"~": flat}}  # names that haiku gives to an MLP
-  kind = rng.integers(8)
-  if kind == 0:  # an artifact with damaged bytes
-    content = damaged(rng, artifact_bytes(flat))
-  elif kind == 1:  # other arrays, with hashes that fit
-    content = artifact_bytes(odd_arrays(rng, flat))
-  elif kind == 2:  # an odd field of the header
-    field = list(artifact_lib.FIELDS)[rng.integers(7)]
-    content = artifact_bytes(flat, **{field: odd(rng)})
-  elif kind == 3:  # an odd setting
-    field = ["hidden", "step_mult", "exp_mult", "accumulator_dtype", "lowering",
-             "__class__"][rng.integers(6)]
-    content = artifact_bytes(flat, settings={"hidden": 3, field: odd(rng)})
-  elif kind in (4, 5):  # weights of other projects in a file
-    content = [
-        lambda: damaged(rng, flax_bytes({"params": published_tree, "step": 3})),
-        lambda: flax_bytes(nested(rng)), lambda: announced(rng),
-        lambda: damaged(rng, safetensors_numpy.save(flat)),
-        ][rng.integers(4)]()
-    path = folder / "theta.state"
-    path.write_bytes(content)
-    return lambda: mulo.read_arrays(path)
-  else:  # weights of other projects as arrays
-    layouts = list(published_layouts.LAYOUTS)
-    layout = layouts[rng.integers(len(layouts))]
-    arrays, arguments = published(layout)
-    arrays = odd_arrays(rng, arrays)
-    settings = dict(arguments)
-    if published_layouts.LAYOUTS[layout].arguments:
-      settings = odd_arrays(rng, settings)
-    if rng.random() < 0.3 and arrays:
-      arrays[list(arrays)[0]] = odd(rng)
-    if rng.random() < 0.5:
-      settings[["hidden", "step_mult", "nothing"][rng.integers(3)]] = odd(rng)
-    layout = layout if rng.random() < 0.9 else odd(rng)
-    return lambda: mulo.convert(arrays, layout, **settings)
-  path = folder / "theta.safetensors"
-  path.write_bytes(content)
-  return lambda: mulo.read(path).trained
+  makers = 3 * [artifact_case] + [file_case, arrays_case] + 5 * [
+      layout_file_case]
+  return makers[rng.integers(len(makers))](rng, folder)
 
 
 def define_flags() -> None:
@@ -297,14 +368,22 @@ def main(args: flags.FlagValues) -> int:
   Returns:
     1 if a case failed or the command was interrupted, otherwise 0.
   """
+  began = time.monotonic()
   outcomes = isolation.run(case, args.first, args.count)
+  seconds = time.monotonic() - began
   failures = {seed: outcome for seed, outcome in outcomes.items()
               if outcome not in ("read", "refused")}
   counts = collections.Counter(
       "failed" if seed in failures else outcome
       for seed, outcome in outcomes.items())
-  print(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+  # In KiB, of the largest of the processes that read.
+  peak = 2**10 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+  print(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) +
+        f"; {len(outcomes) / seconds:.0f} a second, peak memory "
+        f"{peak / 2**20:.0f} MB")
   lines = [f"--first={seed}: {message}" for seed, message in failures.items()]
+  if peak > PEAK:
+    lines.append(f"Reading took more than {PEAK / 2**20:.0f} MB of memory.")
   left = args.count - len(outcomes)
   if left:
     lines.append("Interrupted; go on with "

@@ -47,7 +47,8 @@ def work(folder: pathlib.Path, cells: int) -> None:
     return rows_of(i)
 
   results = sweep.run_cells(folder / "cells", [
-      ({"cell": i}, functools.partial(compute, i)) for i in range(cells)])
+      sweep.Cell({"cell": i}, functools.partial(compute, i))
+      for i in range(cells)])
   (folder / f"results-{os.getpid()}.json").write_text(json.dumps(results))
 
 

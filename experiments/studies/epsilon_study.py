@@ -19,6 +19,7 @@ second run skips the cells that are done.
 """
 
 import functools
+import itertools
 import pathlib
 from typing import Any
 
@@ -247,25 +248,20 @@ def measure(folder: pathlib.Path, widths: tuple[int, ...], seeds: int
     widths: widths of the networks.
     seeds: networks of each width.
   """
-  sizes: list[dict] = []
-  moves: list[dict] = []
   common = {"settings": SETTINGS, "section": SECTION, "steps": STEPS,
             "jax": jax.__version__}
-  with command.progress(
-      len(FORMS) * (len(widths) + len(READERS)), "run", "measuring") as bar:
-    for form in FORMS:
-      for width in widths:
-        sizes += sweep.run_cell(
-            folder / "cells", {"form": form, "width": width, **common},
-            functools.partial(feature_sizes, form, width))
-        bar.update()
-      for reader in READERS:
-        moves += sweep.run_cell(
-            folder / "cells", {"form": form, "reader": reader, "seeds": seeds,
-                               "widths": widths, **common},
-            functools.partial(changes, form, reader, widths, seeds))
-        bar.update()
-  return pd.DataFrame(sizes), pd.DataFrame(moves)
+  of_features = [sweep.Cell({"form": form, "width": width, **common},
+                            functools.partial(feature_sizes, form, width))
+                 for form in FORMS for width in widths]
+  of_moves = [sweep.Cell(
+      {"form": form, "reader": reader, "seeds": seeds, "widths": widths,
+       **common}, functools.partial(changes, form, reader, widths, seeds))
+              for form in FORMS for reader in READERS]
+  cells = of_features + of_moves
+  with command.progress(len(cells), "run", "measuring") as bar:
+    rows = sweep.run_cells(folder / "cells", cells, bar)
+  frame = lambda parts: pd.DataFrame(list(itertools.chain(*parts)))
+  return frame(rows[:len(of_features)]), frame(rows[len(of_features):])
 
 
 def main(flags) -> None:

@@ -265,27 +265,28 @@ def main(flags) -> None:
     OSError: a missing data set, or a workdir that is not writable.
   """
   widths = check(flags)
-  cells = [(family, optimizer, start, form, width)
-           for family in flags.families for optimizer in flags.optimizers
-           for start in flags.readouts for form in flags.forms
-           for width in widths or plain_networks.FAMILIES[family].widths]
+  runs = [(family, optimizer, start, form, width)
+          for family in flags.families for optimizer in flags.optimizers
+          for start in flags.readouts for form in flags.forms
+          for width in widths or plain_networks.FAMILIES[family].widths]
   folder = pathlib.Path(flags.workdir)
-  frames = []
   steps = flags.seeds * flags.num_steps
-  with command.progress(len(cells) * steps, "step", "training") as bar:
-    for i, cell in enumerate(cells):
-      family, optimizer, start, form, width = cell
+  with command.progress(len(runs) * steps, "step", "training") as bar:
+    cells = []
+    for run in runs:
+      family, optimizer, start, form, width = run
       base_width = (widths or plain_networks.FAMILIES[family].widths)[0]
-      config = {**dict(zip(KEYS, cell)), "base_width": base_width,
+      config = {**dict(zip(KEYS, run)), "base_width": base_width,
                 "section": plain_networks.FAMILIES[family].section,
                 "seeds": flags.seeds, "num_steps": flags.num_steps,
                 "jax": jax.__version__, **_identity(optimizer)}
-      rows = sweep.run_cell(folder / "cells", config, functools.partial(
+      cells.append(sweep.Cell(config, functools.partial(
           final_losses, family, optimizer, form, start, base_width, width,
-          flags.seeds, flags.num_steps, flags.data_dir, bar.update))
-      frames.append(pd.DataFrame(rows).assign(**dict(zip(KEYS, cell))))
-      bar.update((i + 1) * steps - bar.n)  # a cell that was done
-  results = pd.concat(frames, ignore_index=True)
+          flags.seeds, flags.num_steps, flags.data_dir, bar.update), steps))
+    found = sweep.run_cells(folder / "cells", cells, bar)
+  results = pd.concat([
+      pd.DataFrame(rows).assign(**dict(zip(KEYS, run)))
+      for run, rows in zip(runs, found)], ignore_index=True)
   results.to_csv(folder / "results.csv", index=False)
   text = table(results)
   (folder / "table.md").write_text(text + "\n")

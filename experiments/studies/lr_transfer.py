@@ -24,6 +24,7 @@ exit status is 1.
 """
 
 import functools
+import itertools
 import pathlib
 from typing import Any, Callable
 
@@ -231,25 +232,23 @@ def define_flags() -> None:
 def measure(flags, section: dict[str, Any], widths: tuple[int, ...],
             rates: list[float]) -> pd.DataFrame:
   """Return the rows of `scores` for all methods and widths."""
-  frames = []
+  runs = list(itertools.product(METHODS, widths))
   steps = flags.num_steps * flags.seeds * len(rates)
-  with command.progress(len(METHODS) * len(widths) * steps, "step", "training",
+  with command.progress(len(runs) * steps, "step", "training",
                         unit_scale=True) as bar:
-    for method in METHODS:
-      for width in widths:
-        start = bar.n
-        config = {"method": method, "section": section, "width": width,
-                  "base_width": widths[0], "rates": rates, "eps": EPS,
-                  "seeds": flags.seeds, "num_steps": flags.num_steps,
-                  "jax": jax.__version__}
-        rows = sweep.run_cell(
-            pathlib.Path(flags.workdir) / "cells", config, functools.partial(
-                scores, method, section, widths[0], width, rates, flags.seeds,
-                flags.num_steps, flags.data_dir, bar.update))
-        frames.append(pd.DataFrame(rows).assign(method=method, width=width))
-        # A cell that was done does not advance the bar while it is read.
-        bar.update(steps - (bar.n - start))
-  return pd.concat(frames, ignore_index=True)
+    cells = [sweep.Cell(
+        {"method": method, "section": section, "width": width,
+         "base_width": widths[0], "rates": rates, "eps": EPS,
+         "seeds": flags.seeds, "num_steps": flags.num_steps,
+         "jax": jax.__version__},
+        functools.partial(
+            scores, method, section, widths[0], width, rates, flags.seeds,
+            flags.num_steps, flags.data_dir, bar.update), steps)
+             for method, width in runs]
+    found = sweep.run_cells(pathlib.Path(flags.workdir) / "cells", cells, bar)
+  return pd.concat([pd.DataFrame(rows).assign(method=method, width=width)
+                    for (method, width), rows in zip(runs, found)],
+                   ignore_index=True)
 
 
 def main(flags) -> int:

@@ -21,6 +21,7 @@ Intervals are 90 % intervals over estimates. Run the command again to continue.
 Prints a table and writes results.csv and table.md to the workdir.
 """
 
+import functools
 import pathlib
 import time
 from typing import Any
@@ -193,22 +194,22 @@ def main(args: flags.FlagValues) -> None:
     build.check(changed)
   parallel.set_cpu_devices(config.devices)
   workdir = pathlib.Path(args.workdir)
+  size = args.steps + WARM_UP
+  with command.progress(len(variants) * size, "step", "estimates") as bar:
+    def compute(changed):
+      grads, seconds = estimates(changed, args.data_dir, args.steps, bar)
+      return [{"seconds": seconds, "grads": grads.tolist()}]
+
+    found = sweep.run_cells(workdir / "cells", [sweep.Cell(
+        {"study": "meta_gradient", "steps": args.steps,
+         "config": changed.to_dict()}, functools.partial(compute, changed),
+        size) for changed in variants.values()], bar)
   results = {}
-  total = len(variants) * (args.steps + WARM_UP)
-  with command.progress(total, "step", "estimates") as bar:
-    for name, changed in variants.items():
-      def compute(changed=changed):
-        grads, seconds = estimates(changed, args.data_dir, args.steps, bar)
-        return [{"seconds": seconds, "grads": grads.tolist()}]
-      cell, = sweep.run_cell(workdir / "cells", {
-          "study": "meta_gradient", "steps": args.steps,
-          "config": changed.to_dict()}, compute)
-      kept = 1 if changed.estimator.name.startswith("full_") else -(
-          -changed.estimator.longest // changed.estimator.truncation)
-      results[name] = (blocks(np.array(cell["grads"]), kept),
-                       cell["seconds"] * kept)
-      bar.n = len(results) * (args.steps + WARM_UP)
-      bar.refresh()
+  for (name, changed), (cell,) in zip(variants.items(), found):
+    kept = 1 if changed.estimator.name.startswith("full_") else -(
+        -changed.estimator.longest // changed.estimator.truncation)
+    results[name] = (blocks(np.array(cell["grads"]), kept),
+                     cell["seconds"] * kept)
   first = next(iter(results.values()))[0]
   table = pd.DataFrame([row(name, grads, first, seconds)
                         for name, (grads, seconds) in results.items()])

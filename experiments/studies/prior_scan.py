@@ -220,25 +220,20 @@ def main(flags) -> None:
   steps: dict[str, int] = {
       name: section.get("num_steps", flags.num_steps)
       for name, section in tasks.items()}
-  frames: list[pd.DataFrame] = []
-  done = 0
   with command.progress(sum(steps.values()), "step", "training") as bar:
+    cells = []
     for name, section in tasks.items():
-      bar.set_postfix_str(name)
       section = {k: v for k, v in section.items() if k != "num_steps"}
       config = {"section": section, "draws": grid.tolist(),
                 "parametrization": flags.parametrization,
                 "optimizer": flags.optimizer, "settings": settings,
                 "num_steps": steps[name]}
-      frames.append(pd.DataFrame(sweep.run_cell(
-          folder / "cells", config, functools.partial(
-              rows, section, flags.parametrization, flags.optimizer, settings,
-              grid, steps[name], flags.data_dir, bar.update))).assign(
-                  task=name))
-      # A cell that was done does not advance the bar while it is read.
-      done += steps[name]
-      bar.update(done - bar.n)
-  results = pd.concat(frames, ignore_index=True)
+      cells.append(sweep.Cell(config, functools.partial(
+          rows, section, flags.parametrization, flags.optimizer, settings,
+          grid, steps[name], flags.data_dir, bar.update), steps[name]))
+    found = sweep.run_cells(folder / "cells", cells, bar)
+  results = pd.concat([pd.DataFrame(part).assign(task=name)
+                       for name, part in zip(tasks, found)], ignore_index=True)
   results.to_csv(folder / "results.csv", index=False)
   text = table(results)
   (folder / "table.md").write_text(text + "\n")

@@ -15,6 +15,8 @@ Takes 40 minutes on two cores. Writes table.md and results.csv to the workdir.
 A second run skips the cells that are done.
 """
 
+import functools
+import itertools
 import math
 import pathlib
 import platform
@@ -174,29 +176,31 @@ def cards(names: list[str], folder: pathlib.Path, data_dir: str | None,
   parametrization = parametrizations.get("standard")
   sections = [(name, task, section) for name in names
               for task, section in suites.get(name).items()]
-  rows = []
+
+  def task_of(section):
+    # Without augmentation: it changes the parameters that an optimizer sees,
+    # but neither the network nor its loss.
+    return build.task_of(
+        {k: v for k, v in section.items() if k != "augment"}, parametrization,
+        data_dir)
+
+  def compute(identity):
+    if identity["suite"] in suites.HIDDEN or not num_steps:
+      return [identity]
+    return [{**identity,
+             **tuned(task_of(identity["section"]), num_steps, seeds)}]
+
+  cells = []
   with command.progress(len(sections), "task", "training") as bar:
     for name, task_name, section in sections:
-      bar.set_postfix_str(task_name)
       # The text "python" is the source code of the running Python.
       identity = {"task": task_name, "section": section, "suite": name,
                   "num_steps": num_steps, "seeds": seeds,
-                  "python": platform.python_version()}
-      # Without augmentation: it changes the parameters that an optimizer sees,
-      # but neither the network nor its loss.
-      task = build.task_of(
-          {k: v for k, v in section.items() if k != "augment"},
-          parametrization, data_dir)
-      identity |= card(task)
-
-      def compute(task=task, identity=identity):
-        if identity["suite"] in suites.HIDDEN or not num_steps:
-          return [identity]
-        return [{**identity, **tuned(task, num_steps, seeds)}]
-
-      rows += sweep.run_cell(folder / "cells", identity, compute)
-      bar.update()
-  return rows
+                  "python": platform.python_version(),
+                  **card(task_of(section))}
+      cells.append(sweep.Cell(identity, functools.partial(compute, identity)))
+    found = sweep.run_cells(folder / "cells", cells, bar)
+  return list(itertools.chain(*found))
 
 
 def write(rows: list[dict], folder: pathlib.Path) -> None:

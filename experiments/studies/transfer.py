@@ -21,8 +21,9 @@ Writes results.csv, table.md, transfer.png and command.txt to the workdir. A
 second run skips the cells that are done.
 """
 
+import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Generator, NamedTuple
 
 from absl import flags
 import jax
@@ -98,66 +99,81 @@ class Study:
       Columns target, method, schedule, learning_rate, grid_edge (whether the
       best learning rate was the smallest or largest one tried), grown (learning
       rates by which the grid grew), tuning_runs (spent on the choice for this
-      target), num_steps and the columns of `rows`.
+      target), num_steps and the columns of `_row`.
     """
-    frames = []
-    # Results of `_best` for methods that are tuned on the first target alone.
-    kept: dict[str, Choice] = {}
-    for target, section in targets.items():
-      for method in compared:
-        self._bar.set_postfix_str(f"{target}, {method.label}")
-        choice = kept.get(method.label) or self._best(method, section)
-        if method.tuned_at_base:
-          kept[method.label] = choice._replace(runs=0)
-        best = choice.candidate
-        frames.append(pd.DataFrame(
-            self.rows(method, [best], section, self._seeds)).assign(
-                target=target, method=method.label, schedule=best.schedule,
-                learning_rate=best.learning_rate, grid_edge=choice.edge,
-                grown=choice.grown, tuning_runs=choice.runs,
-                num_steps=section["num_steps"]))
-    return pd.concat(frames, ignore_index=True)
+    frames: dict[tuple[str, str], pd.DataFrame] = {}
+    for found in sweep.run_chains(self._folder, [
+        self._results(method, part) for method in compared
+        for part in ([targets] if method.tuned_at_base else
+                     [{name: section} for name, section in targets.items()])
+    ], self._bar):
+      frames |= found
+    return pd.concat([frames[target, method.label] for target in targets
+                      for method in compared], ignore_index=True)
 
-  def _best(self, method: methods.Method, section: dict) -> Choice:
-    """Return the candidate with the lowest score.
+  def _results(self, method: methods.Method, targets: dict[str, dict]
+               ) -> sweep.Chain:
+    """Chain that tunes a method on the first target and runs it on all.
+
+    Its result: {(target, label of the method): rows}.
+    """
+    choice = yield from self._best(method, next(iter(targets.values())))
+    best = choice.candidate
+    rows = yield [self._cell(method, [best], section, self._seeds)
+                  for section in targets.values()]
+    return {(target, method.label): pd.DataFrame(part).assign(
+        target=target, method=method.label, schedule=best.schedule,
+        learning_rate=best.learning_rate, grid_edge=choice.edge,
+        grown=choice.grown, tuning_runs=0 if i else choice.runs,
+        num_steps=targets[target]["num_steps"])
+            for i, (target, part) in enumerate(zip(targets, rows))}
+
+  def _best(self, method: methods.Method, section: dict
+            ) -> Generator[list[sweep.Cell], list[sweep.Rows], Choice]:
+    """Chain whose result is the candidate with the lowest score.
 
     While it is at an edge of its grid, the candidate beyond the edge is tried.
     """
-    candidates = list(method.candidates)
-    if len(candidates) == 1:
-      return Choice(candidates[0], False, 0, 0)
+    if len(method.candidates) == 1:
+      return Choice(method.candidates[0], False, 0, 0)
+    groups: dict[str, list[methods.Candidate]] = {}
+    for candidate in method.candidates:
+      groups.setdefault(candidate.schedule, []).append(candidate)
+    candidates: list[methods.Candidate] = []
     scores: list[float] = []
-    # A dict keeps the order of schedules.
-    schedules = {c.schedule: 0 for c in candidates}
-    for schedule in schedules:
-      scores += self._scores(method, [
-          c for c in candidates if c.schedule == schedule], section)
+    new = list(groups.values())
     while True:
+      rows = yield [self._cell(method, group, section, self._tuning_seeds)
+                    for group in new]
+      for group, part in zip(new, rows):
+        candidates += group
+        scores += self._scores(part, len(group))
       best = candidates[int(np.argmin(scores))]
-      new = methods.beyond(best, candidates)
+      beyond = methods.beyond(best, candidates)
       grown = len(candidates) - len(method.candidates)
-      if new is None or grown == self._max_growth:
-        return Choice(best, new is not None, grown,
+      if beyond is None or grown == self._max_growth:
+        return Choice(best, beyond is not None, grown,
                       len(candidates) * len(self._tuning_seeds))
       if self._bar.total:
         self._bar.total += len(self._tuning_seeds) * section["num_steps"]
-      scores += self._scores(method, [new], section)
-      candidates.append(new)
+      new = [[beyond]]
 
-  def _scores(self, method: methods.Method, group: list[methods.Candidate],
-              section: dict) -> list[float]:
+  def _scores(self, rows: sweep.Rows, count: int) -> list[float]:
     """Return the mean score over tuning seeds of each candidate.
 
     A score that is not finite counts as infinite.
+
+    Args:
+      rows: a row per candidate and seed.
+      count: number of candidates.
     """
-    rows = self.rows(method, group, section, self._tuning_seeds)
-    values = np.reshape([row[self._tune_on] for row in rows],
-                        (len(group), -1)).mean(1)
+    values = np.reshape([row[self._tune_on] for row in rows], (count, -1)
+                        ).mean(1)
     return list(np.where(np.isfinite(values), values, np.inf))
 
-  def rows(self, method: methods.Method, candidates: list[methods.Candidate],
-           section: dict, seeds: list[int]) -> list[dict]:
-    """Return a row per candidate and seed, from the cell if it is done.
+  def _cell(self, method: methods.Method, candidates: list[methods.Candidate],
+            section: dict, seeds: list[int]) -> sweep.Cell:
+    """Return the cell with a row per candidate and seed.
 
     Args:
       method: the method of the candidates.
@@ -168,16 +184,14 @@ class Study:
     config = {"candidates": [c.identity for c in candidates], "seeds": seeds,
               "parametrization": method.parametrization, "section": section,
               "jax": jax.__version__}
-    start = self._bar.n
-    rows = sweep.run_cell(self._folder, config, lambda: self._train(
-        method, candidates, section, seeds))
-    # A cell that was done does not advance the bar while it is read.
-    steps = len(rows) * section["num_steps"]
-    self._bar.update(steps - (self._bar.n - start))
-    return rows
+    return sweep.Cell(
+        config, functools.partial(
+            self._train, method, candidates, section, seeds),
+        len(candidates) * len(seeds) * section["num_steps"])
 
-  def _train(self, method, candidates, section, seeds) -> list[dict]:
+  def _train(self, method, candidates, section, seeds) -> sweep.Rows:
     """Train each candidate with each seed; return the rows."""
+    self._bar.set_postfix_str(f"{section['name']}, {method.label}")
     task, train = self._trainer(method, candidates[0].opt_fn, section)
     runs = [(c, seed) for c in candidates for seed in seeds]
     params = sum(x.size for x in jax.tree.leaves(

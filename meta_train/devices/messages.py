@@ -108,9 +108,11 @@ def main() -> None:
   """Filter stdin to stderr until the process has ended."""
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-  lines, left = Filter(json.loads(sys.argv[1])), ""
+  lines, left, shown = Filter(json.loads(sys.argv[1])), "", "\n"
 
   def show(text: str) -> None:
+    nonlocal shown
+    shown = text or shown
     sys.stderr.write(text)
     sys.stderr.flush()
 
@@ -125,7 +127,9 @@ def main() -> None:
       show(left)
       left = ""
   show(lines.line(left) if left else "")
-  show(lines.finish())
+  if last := lines.finish():
+    # A bar may be in front of it.
+    show(last if shown.endswith("\n") else f"\n{last}")
 
 
 if __name__ == "__main__":

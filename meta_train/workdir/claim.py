@@ -84,15 +84,14 @@ def take(folder: pathlib.Path) -> Claim | None:
       return None
     file = folder / str(0 if newest is None else newest + 1)
     try:
-      descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+      _make(file, json.dumps({
+          "host": socket.gethostname(), "machine": _machine(),
+          "pid": os.getpid(), "began": _began(os.getpid())}))
+      return Claim(file)
     except FileExistsError:
       return None  # another process was faster
     except FileNotFoundError:
-      continue  # the last claim was given up in between
-    with open(descriptor, "w", encoding="utf-8") as opened:
-      json.dump({"host": socket.gethostname(), "machine": _machine(),
-                 "pid": os.getpid(), "began": _began(os.getpid())}, opened)
-    return Claim(file)
+      pass  # the last claim was given up in between
 
 
 def hold(folder: pathlib.Path, what: str) -> Claim:
@@ -123,6 +122,29 @@ def hold(folder: pathlib.Path, what: str) -> Claim:
             "see whether it lives.", file=sys.stderr, flush=True)
     time.sleep(min(1.0, HEARTBEAT))
   return claim
+
+
+def _make(file: pathlib.Path, text: str) -> None:
+  """Make a file; it appears with its text.
+
+  A process that is killed here leaves no claim of which nobody knows whose it
+  is, and for which others would wait.
+
+  Raises:
+    FileExistsError: the file exists.
+    FileNotFoundError: its folder does not.
+  """
+  own = file.with_name(f"new-{os.getpid()}-{threading.get_ident()}")
+  try:
+    own.write_text(text)
+    os.link(own, file)
+  except (FileExistsError, FileNotFoundError):
+    raise
+  except OSError:  # disks without hard links
+    with open(file, "x", encoding="utf-8") as opened:
+      opened.write(text)
+  finally:
+    own.unlink(missing_ok=True)
 
 
 def _newest(folder: pathlib.Path) -> int | None:
