@@ -92,7 +92,7 @@ def main(flags) -> None:
   report.write(results, folder, "The board", **transfer.record_of(
       compared, flags.tuning_seeds, transfer.SCORES[0]))
   page = report.write_page(folder)
-  print(report.markdown(ranks.overall(ranks.standings(results)).round(2)))
+  print(report.markdown(report.overall(ranks.standings(results))))
   print(f"\nPage: {page}")
 
 

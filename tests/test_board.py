@@ -75,7 +75,7 @@ def test_board(toy, tmp_path, monkeypatch, capsys):
   assert np.isnan(standings.loc["still", "steps rank"])
   page = (tmp_path / "board/report.html").read_text()
   markdown = (tmp_path / "board/report.md").read_text()
-  for text in ("not reached (0 of 3)", "optax.sign_sgd", "speed-up in seconds",
+  for text in ("NOT: 0 of 3", "optax.sign_sgd", "speed-up in seconds",
                "still"):
     assert text in markdown and text in page
   # Well formed: every element of the plots is closed.

@@ -26,6 +26,7 @@ with_speedup = statistics.with_speedup
 table = tables.table
 summary = tables.summary
 markdown = tables.markdown
+overall = tables.overall
 axis_of = figures.axis_of
 plot = figures.plot
 

@@ -39,14 +39,15 @@ def sections(results: pd.DataFrame, record: dict[str, Any]) -> list[Section]:
   """
   results = statistics.with_speedup(results)
   parts = [_about(results, record)]
+  standings = None
   if "target_loss" in results:
     standings = ranks.standings(results)
-    parts += [_overall(standings), _standings(standings)]
-  parts += [_speedups(results), _final(results), *_tasks(results),
-            _tuning(results, record)]
+    parts.append(_overall(standings))
+  parts += [_speedups(results), Section("Final losses", plots=panels.final(
+      results)), *_tasks(results, standings), _tuning(results, record)]
   if "seconds" in results:
     parts.append(_cost(results))
-  parts.append(_failures(results))
+  parts.append(_failures(results, standings))
   parts += [Section(f"File of {label}", code=text)
             for label, text in record.get("sources", {}).items()]
   return parts
@@ -75,28 +76,25 @@ def _overall(standings: pd.DataFrame) -> Section:
       f"win needs a difference of {ranks.Z:g} standard errors over seeds; the "
       "rank on a task is 1 plus the number of optimizers that win against it. "
       "On a task where not all of its runs reach the target, an optimizer "
-      "counts as behind all that do.", ranks.overall(standings).round(2).rename(
-          columns={"method": "optimizer"}))
+      "counts as behind all that do.", tables.overall(standings))
 
 
-def _standings(standings: pd.DataFrame) -> Section:
+def _standings(standings: pd.DataFrame) -> pd.DataFrame:
+  """Return the ranks on one task, best first, for the page."""
   rows = []
   for _, row in standings.sort_values(
-      ["target", "steps rank", "steps"], kind="stable").iterrows():
+      ["steps rank", "steps"], kind="stable").iterrows():
     reached = row["reached"] == row["runs"]
-    cells = {"task": row["target"], "target loss": f"{row['target_loss']:g}",
-             "optimizer": row["method"],
-             "reached": f"{row['reached']} of {row['runs']}" if reached else
-             f"not reached ({row['reached']} of {row['runs']})"}
+    cells = {"optimizer": row["method"], "target reached":
+             f"{'' if reached else 'NOT: '}{row['reached']} of {row['runs']}"}
     for name in ranks.MEASURES:
       if standings[name].notna().any():
-        cells[f"{name} rank"] = f"{row[f'{name} rank']:.0f}" if reached else ""
+        cells[f"rank by {name}"] = (
+            f"{row[f'{name} rank']:.0f}" if reached else "")
         cells[name] = tables.with_error(
             row[name], row[f"{name} error"]) if reached else ""
     rows.append(cells)
-  return Section(
-      "Each task", "Steps and seconds to the target loss, with the standard "
-      "error of the mean.", pd.DataFrame(rows))
+  return pd.DataFrame(rows)
 
 
 def _speedups(results: pd.DataFrame) -> Section:
@@ -105,7 +103,8 @@ def _speedups(results: pd.DataFrame) -> Section:
     return Section("Speed-ups", "The study has neither AdamW nor Muon to "
                    "compare with.")
   references = "; ".join(
-      f"{column}: over {label}" for column in statistics.REFERENCES
+      f"{column.replace('speedup', 'speed-up')}: over {label}"
+      for column in statistics.REFERENCES
       if (label := statistics.reference(results, column)))
   return Section(
       "Speed-ups",
@@ -113,21 +112,27 @@ def _speedups(results: pd.DataFrame) -> Section:
       f"loss that the worse of both ends with ({references}). In seconds, a "
       "step counts as long as it takes. Interquartile means over all runs; "
       "their intervals resample the runs. The plots show the share of tasks "
-      "with a speed-up above x.", tables.spread(results),
+      "with a speed-up above x.", tables.spread(results).rename(
+          columns=lambda name: name.removeprefix("interquartile mean of ")),
       panels.profiles(results, columns))
 
 
-def _final(results: pd.DataFrame) -> Section:
-  return Section("Final losses", "", None, panels.final(results))
-
-
-def _tasks(results: pd.DataFrame) -> list[Section]:
+def _tasks(results: pd.DataFrame, standings: pd.DataFrame | None
+           ) -> list[Section]:
   axis = figures.axis_of([str(x) for x in results["target"].unique()])
   plots = panels.curves(results, axis is not None)
   table = tables.runs(results).drop(columns="learning rate")
-  return [Section(str(target), "", table[table["task"] == str(target)].drop(
-      columns="task").dropna(axis=1, how="all"), plots[str(target)])
-          for target in results["target"].unique()]
+  parts = []
+  for target, group in table.groupby("task", sort=False):
+    group = group.drop(columns="task").dropna(axis=1, how="all")
+    text = ""
+    if standings is not None:
+      here = standings[standings["target"] == target]
+      group = _standings(here).merge(group, on="optimizer")
+      text = (f"Target loss: {here['target_loss'].iloc[0]:g}. Steps and "
+              "seconds to the target have the standard errors of their means.")
+    parts.append(Section(str(target), text, group, plots[str(target)]))
+  return parts
 
 
 def _tuning(results: pd.DataFrame, record: dict[str, Any]) -> Section:
@@ -176,7 +181,8 @@ def _cost(results: pd.DataFrame) -> Section:
       pd.DataFrame(rows), panels.costs(results))
 
 
-def _failures(results: pd.DataFrame) -> Section:
+def _failures(results: pd.DataFrame, standings: pd.DataFrame | None
+              ) -> Section:
   lines = []
   for (target, method), group in results.groupby(
       ["target", "method"], sort=False):
@@ -187,8 +193,7 @@ def _failures(results: pd.DataFrame) -> Section:
     if group["grid_edge"].iloc[0]:
       lines.append(f"- {target}, {method}: the best learning rate is at the "
                    f"edge of the grid, {group['learning_rate'].iloc[0]:.1e}")
-  if "target_loss" in results:
-    standings = ranks.standings(results)
+  if standings is not None:
     missed = standings[standings["reached"] < standings["runs"]]
     lines += [f"- {row.target}, {row.method}: {row.runs - row.reached} of "
               f"{row.runs} runs did not reach the target loss"

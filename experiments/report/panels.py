@@ -122,9 +122,9 @@ def profiles(results: pd.DataFrame, columns: list[str]) -> tuple[str, ...]:
     lines = _lines(results, lambda i, group, shares=shares: (
         xs, shares[str(group["method"].iloc[0])]))
     plots.append(svg.plot(
-        f"Share of tasks with more {column.replace('speedup', 'speed-up')}",
-        lines, svg.Axis("speed-up", *SPEEDUPS, log=True),
-        svg.Axis("share of tasks", -0.02, 1.02)))
+        column.replace("speedup", "speed-up"), lines,
+        svg.Axis("x", *SPEEDUPS, log=True),
+        svg.Axis("share of tasks above x", -0.02, 1.02)))
   return tuple(plots)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.report import styles
 
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 42  # margins around the axes
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 54  # margins around the axes
 BAND = 0.15  # opacity of bands over seeds
 
 
@@ -164,7 +164,7 @@ def _axes(x: Axis, y: Axis, across: int, up: int) -> str:
         f'y2="{bottom + 4}"/><text x="{at:.1f}" y="{bottom + 17}"{turn}>'
         f"{html.escape(label)}</text>")
   if not x.names:
-    parts.append(f'<text x="{LEFT + across / 2}" y="{HEIGHT - 6}" '
+    parts.append(f'<text x="{LEFT + across / 2}" y="{TOP + up + 36}" '
                  f'class="middle">{html.escape(x.label)}</text>')
   if y.label:
     parts.append(f'<text x="12" y="{TOP + up / 2}" class="middle" transform='

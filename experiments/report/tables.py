@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from experiments.report import ranks
 from experiments.report import statistics
 
 
@@ -21,9 +22,17 @@ def markdown(frame: pd.DataFrame) -> str:
   return frame.fillna("").to_markdown(index=False, disable_numparse=True)
 
 
+def overall(standings: pd.DataFrame) -> pd.DataFrame:
+  """Return a table of `ranks.overall`, for readers."""
+  table = ranks.overall(standings).rename(columns={"method": "optimizer"})
+  means = [name for name in table if str(name).startswith("rank by")]
+  return table.assign(**{name: table[name].map("{:.2f}".format)
+                         for name in means})
+
+
 def with_error(value: float, error: float) -> str:
   """Return a number and its standard error."""
-  return f"{value:.3g} ± {error:.1g}"
+  return f"{value:.3g} ± {error:.2g}"
 
 
 def runs(results: pd.DataFrame) -> pd.DataFrame:
