@@ -21,6 +21,7 @@ second run skips the cells that are done.
 import pathlib
 
 from absl import flags
+import pandas as pd
 
 from experiments import baselines
 from experiments import command
@@ -29,10 +30,12 @@ from experiments import methods
 from experiments import report
 from experiments import sweep  # noqa: F401, for --shard and --executor
 from experiments.report import ranks
+from experiments.report import statistics
 from experiments.studies import transfer
 from tasks import suites
 
 SUITE = "board"
+RIVAL, SHARE = "adamw_tuned", 0.8  # what makes target losses, see `targets_of`
 # Learned optimizers and their starts, what a user takes without tuning, and
 # all that are tuned on each track.
 ENTRIES = ("mulo-s", "untrained:mulo-s", "untrained:mulo2/natural",
@@ -54,6 +57,27 @@ def tracks(names: list[str]) -> dict[str, dict]:
   return {name: sections[name] for name in names or sections}
 
 
+def targets_of(results: pd.DataFrame) -> dict[str, float]:
+  """Return the loss of RIVAL on each track after a SHARE of the steps.
+
+  Of the loss over the last tenth of the steps until then, it is the highest of
+  all seeds, with three digits. At its end, RIVAL is lower, so that noise does
+  not decide whether the runs of an equal optimizer reach the target.
+  """
+  losses = {}
+  label = baselines.get(RIVAL).label
+  for track, group in results[results["method"] == label].groupby(
+      "target", sort=False):
+    ends = []
+    for curve in group["curve"]:
+      means = statistics.trailing_mean(curve)
+      # The first mean ends where the first whole window does.
+      ends.append(means[round(SHARE * len(curve)) - 1 - (
+          len(curve) - len(means))])
+    losses[str(track)] = float(f"{max(ends):.3g}")
+  return losses
+
+
 def define_flags() -> None:
   """Define the flags of this command."""
   command.define_workdir()
@@ -66,6 +90,9 @@ def define_flags() -> None:
   flags.DEFINE_integer(
       "tuning_seeds", 1, "Runs of each setting, to find the best.",
       lower_bound=1)
+  flags.DEFINE_bool(
+      "targets", False, f"Print the target losses that the runs of {RIVAL} "
+      "give.")
 
 
 def main(flags) -> None:
@@ -74,6 +101,9 @@ def main(flags) -> None:
       flags.entries or list(ENTRIES), list(baselines.base.DECAYING),
       flags.trust)
   targets = tracks(flags.tracks)
+  if flags.targets and baselines.get(RIVAL).label not in {
+      method.label for method in compared}:
+    raise ValueError(f"--targets needs the entry {RIVAL}.")
   folder = pathlib.Path(flags.workdir)
   if not folder.exists():  # a second run may find all cells and need no data
     transfer.check_tasks(compared, targets, flags.data_dir)
@@ -94,6 +124,8 @@ def main(flags) -> None:
   page = report.write_page(folder)
   print(report.markdown(report.overall(ranks.standings(results))))
   print(f"\nPage: {page}")
+  if flags.targets:
+    print(f"\nTarget losses: {targets_of(results)}")
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ _BOARD: Suite = {
     "recurrent": {"name": "rnn_lm", "dataset": "sums", "width": 32,
                   "length": 16, "batch_size": 16, "num_steps": 500},
     "transformer": {"name": "gated_transformer", "dataset": "brackets",
-                    "width": 32, "depth": 2, "length": 32, "batch_size": 8,
+                    "width": 32, "depth": 2, "length": 16, "batch_size": 8,
                     "num_steps": 500},
     "regression": {"name": "table_mlp", "dataset": "friedman2", "width": 64,
                    "depth": 2, "batch_size": 64, "num_steps": 500},

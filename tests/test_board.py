@@ -1,5 +1,6 @@
 """The board and the page of a study: known answers at toy size."""
 
+import pathlib
 import re
 import types
 import xml.etree.ElementTree
@@ -19,10 +20,12 @@ from experiments import report
 from experiments.baselines import base
 from experiments.report import ranks
 from experiments.report import statistics
+from experiments.report import styles
 from experiments.report import svg
 from experiments.studies import transfer
 from tasks import suites
 
+ROOT = pathlib.Path(__file__).parents[1]
 TRACK = {"name": "quadratic", "num_steps": 20}
 ENTRY = """
 import optax
@@ -48,7 +51,8 @@ def toy(monkeypatch):
 def run(workdir, entries, **flags):
   board.main(types.SimpleNamespace(**{
       "workdir": str(workdir), "data_dir": None, "trust": [], "tracks": [],
-      "entries": entries, "seeds": 3, "tuning_seeds": 1, **flags}))
+      "entries": entries, "seeds": 3, "tuning_seeds": 1, "targets": False,
+      **flags}))
   return report.files.load(workdir)
 
 
@@ -223,9 +227,39 @@ def test_ready_transformations(tmp_path):
   assert len(method.candidates) == 1
 
 
+def test_entries_of_the_page(tmp_path):
+  """The page shows two files that work, with 24 settings and with one."""
+  text = (ROOT / "docs/board.md").read_text()
+  paths = []
+  for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.S)):
+    paths.append(tmp_path / f"{i}.py")
+    paths[-1].write_text(code)
+  tuned, ready = methods.parse([str(path) for path in paths], [])
+  assert len(tuned.candidates) == baselines.BUDGET
+  assert len(ready.candidates) == 1
+  for candidate in (*tuned.candidates[::6], *ready.candidates):
+    tx = candidate.opt_fn(candidate.theta, num_steps=100)
+    update, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+    assert np.all(np.isfinite(update))
+
+
+def test_targets():
+  """The loss after 80 of 100 points, over ten points, in the worst run."""
+  falling = np.linspace(1, 0, 100)
+  results = pd.DataFrame([
+      {"target": "t", "method": label, "curve": list(factor * falling)}
+      for label, factor in (("AdamW, tuned with decay", 1.0), ("other", 9.0),
+                            ("AdamW, tuned with decay", 2.0))])
+  assert board.targets_of(results) == {
+      "t": float(f"{np.mean(2 * falling[70:80]):.3g}")}
+
+
 def test_unknown_names(tmp_path):
   with pytest.raises(ValueError, match="no track 'x'; available: perceptron"):
     board.tracks(["x"])
+  with pytest.raises(ValueError, match="--targets needs the entry adamw_tuned"):
+    run(tmp_path / "new", ["adamw"], targets=True)
+  assert not (tmp_path / "new").exists()
   with pytest.raises(FileNotFoundError, match="is no workdir of experiments"):
     report.write_page(tmp_path)
   (tmp_path / "command.txt").write_text("python -m x\n")
@@ -235,12 +269,13 @@ def test_unknown_names(tmp_path):
     methods.parse([str(tmp_path / "none.py")], [])
 
 
-def test_tracks():
-  """Every track has a target, and entries that exist."""
-  assert set(suites.get("board")) == set(suites.BOARD_TARGETS)
+def test_entries():
+  """The entries that run by default exist, and the null models are in them.
+  """
   labels = [method.label for method in methods.parse(
       list(board.ENTRIES), list(base.DECAYING))]
-  assert {"mulo-s", "mulo-s, untrained", "Muon, one setting",
+  assert {"mulo-s", "mulo-s, untrained", "mulo2/natural, untrained",
+          "AdamW, one setting", "Muon, one setting",
           "Muon, tuned with matrices"} <= set(labels)
   assert not any("transferred" in label for label in labels)
 
@@ -256,6 +291,27 @@ def test_ticks_are_few():
   for high in np.geomspace(1e-3, 1e5, 50):
     for ticks in (svg.round_ticks(0, high), svg.log_ticks(1e-4, high)):
       assert 3 <= len(ticks) <= 7 and max(ticks) <= high * (1 + 1e-9)
+
+
+def test_colours():
+  """An optimizer has one colour on all pages, readable on white and black."""
+  rates = {"AdamW": 0.1, "ours": None, "mine": 0.1, "Muon": 0.1}
+  rows = lambda names: pd.DataFrame([
+      {"method": name, "learning_rate": rates.get(name, 0.1)}
+      for name in names])
+  labels = [baseline.label for baseline in baselines.BASELINES.values()]
+  some, all_ = styles.of(rows(rates)), styles.of(rows([*labels, "ours"]))
+  assert some["AdamW"] == all_["AdamW"] and some["Muon"] == all_["Muon"]
+  assert [x.kind for x in some.values()] == [
+      "baseline", "learned", "entry", "baseline"]
+  looks = [(style.color, style.dash) for style in all_.values()]
+  assert len(set(looks)) == len(looks)
+  assert not some["ours"].dash and some["AdamW"].dash
+  for color in (*(x.color for x in all_.values()), *styles.WARM,
+                *styles.VIOLET):
+    luminance = styles.luminance_of(color)
+    assert 1.05 / (luminance + 0.05) >= 2.9, color
+    assert (luminance + 0.05) / (styles.luminance_of("#121212") + 0.05) >= 2.9
 
 
 def test_divergence_is_gapped_and_cut():

@@ -118,9 +118,13 @@ def profiles(results: pd.DataFrame, columns: list[str]) -> tuple[str, ...]:
   xs = np.geomspace(*SPEEDUPS, 121)
   plots = []
   for column in columns:
-    shares = statistics.profile(results, column, xs)
-    lines = _lines(results, lambda i, group, shares=shares: (
-        xs, shares[str(group["method"].iloc[0])]))
+    shares = list(statistics.profile(results, column, xs).values())
+
+    def draw(i: int, group: pd.DataFrame, shares: list = shares) -> tuple:
+      del group
+      return xs, shares[i]
+
+    lines = _lines(results, draw)
     plots.append(svg.plot(
         column.replace("speedup", "speed-up"), lines,
         svg.Axis("x", *SPEEDUPS, log=True),

@@ -34,6 +34,8 @@ table { border-collapse: collapse; font-size: 14px;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line);
   text-align: left; vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0;
+  background: var(--back); }
 td.long { white-space: normal; min-width: 24rem; }
 i { display: inline-block; width: .8em; height: .8em; margin-right: .5em; }
 .legend { position: sticky; top: 0; background: var(--back); z-index: 1;

@@ -1,7 +1,7 @@
 """Colours of optimizers, readable on white and on black.
 
 A baseline of the registry has the same colour on every page: blue for rules of
-entries, green for rules of matrices, grey for transferred ones; its line is
+entries, green for rules of matrices, brown for transferred ones; its line is
 thin and broken. Learned optimizers have solid lines in warm colours, in their
 order on the page, and so have the entries of users, in violet.
 """
@@ -13,12 +13,15 @@ import pandas as pd
 
 from experiments import baselines
 
-WARM = ("#e0401b", "#e8890c", "#d4266e", "#a8620f", "#c9a400", "#f0706a")
-VIOLET = ("#8b45d6", "#b65fe0", "#6a4df0", "#c03fb8")
+WARM = ("#e73a23", "#d57605", "#da1f6d", "#916308", "#b28b00", "#e36363")
+VIOLET = ("#8e34d4", "#bb56d5", "#7252f1", "#c946b4")
+# Of a colour between black, 0, and white, 1. All are at least three times as
+# light as a dark page, and a light page three times as light as they.
+LUMINANCES = (0.13, 0.28, 0.19)
 DASHES = ((6, 3), (2, 2), (9, 3, 2, 3), (4, 2, 1, 2), (12, 4), (1, 3))
 # Ranges of hue and saturation by the room's file that has the baseline.
 HUES = {"elementwise": (0.53, 0.66, 0.75), "matrices": (0.27, 0.46, 0.65),
-        "transferred": (0.0, 0.0, 0.0)}
+        "transferred": (0.04, 0.14, 0.25)}
 
 
 class Style(NamedTuple):
@@ -47,10 +50,29 @@ def _registered() -> dict[str, Style]:
     for i, label in enumerate(labels):
       # Neighbours differ in hue, in lightness and in their dashes.
       hue = low + (high - low) * (i * 5 % 8) / 7
-      rgb = colorsys.hls_to_rgb(hue, (0.40, 0.58, 0.48)[i % 3], saturation)
-      color = "#" + "".join(f"{round(255 * x):02x}" for x in rgb)
-      styles[label] = Style(color, DASHES[i % len(DASHES)], "baseline")
+      styles[label] = Style(_color(hue, saturation, LUMINANCES[i % 3]),
+                            DASHES[i % len(DASHES)], "baseline")
   return styles
+
+
+def _color(hue: float, saturation: float, luminance: float) -> str:
+  """Return the colour "#rrggbb" of a luminance."""
+  low, high = 0.0, 1.0
+  for _ in range(20):
+    middle = (low + high) / 2
+    rgb = colorsys.hls_to_rgb(hue, middle, saturation)
+    color = "#" + "".join(f"{round(255 * x):02x}" for x in rgb)
+    low, high = (
+        (middle, high) if luminance_of(color) < luminance else (low, middle))
+  return color
+
+
+def luminance_of(color: str) -> float:
+  """Return the relative luminance of "#rrggbb", as WCAG 2 defines it."""
+  channels = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+  linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055)**2.4
+            for x in channels]
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def of(results: pd.DataFrame) -> dict[str, Style]:

@@ -6,7 +6,7 @@ can hide them.
 
 import html
 import math
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Iterable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Axis(NamedTuple):
     return [(x, f"{x:g}") for x in values]
 
 
-def axis_around(label: str, values: Sequence[float], log: bool) -> Axis:
+def axis_around(label: str, values: Iterable[float], log: bool) -> Axis:
   """Return an axis that has all values that can be drawn, with some room."""
   known = np.asarray([x for x in values if np.isfinite(x) and (
       x > 0 or not log)], float)

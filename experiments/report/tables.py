@@ -74,7 +74,7 @@ def spread(results: pd.DataFrame) -> pd.DataFrame:
   """
   iqm = statistics.interquartile_mean
   of_values = lambda values: "{:.2f} ({:.2f} to {:.2f})".format(
-      iqm(values), *statistics.interval(values, iqm))
+      float(iqm(values)), *statistics.interval(values, iqm))
   rows = []
   for method, group in results.groupby("method", sort=False):
     rows.append({
