@@ -74,6 +74,7 @@ def test_board(toy, tmp_path, monkeypatch, capsys):
   mine, twin = standings.loc["mine"], standings.loc["twin"]
   assert mine["steps"] == twin["steps"] and mine["reached"] == 3
   assert mine["steps rank"] == twin["steps rank"] == 1
+  assert standings.loc["signs", "steps"] != mine["steps"]
   assert mine["seconds"] == pytest.approx(0.002 * mine["steps"])
   assert standings.loc["still", "reached"] == 0
   assert np.isnan(standings.loc["still", "steps rank"])
