@@ -48,6 +48,8 @@ def columns(results: pd.DataFrame, compared: list[methods.Method],
     network), machine.
   """
   rows = []
+  # One cell at a time, also if processes share the workdir: programs that are
+  # timed at the same time disturb each other.
   for target, method, best in _chosen(results, compared):
     section = targets[target]
     config = {"cost": [STEPS, ROUNDS, REPEATS], "section": section,

@@ -82,9 +82,9 @@ def parse(names: list[str], schedules: list[str],
     trust: see `mulo.load`.
 
   Raises:
-    ValueError: an unknown name, two methods of one label, a file that does not
-      describe a baseline, or a width for an artifact whose parametrization does
-      not say how large gradients are.
+    ValueError: an unknown name, two methods of one label, the label of a
+      baseline for another method, a file without a baseline, or a width for
+      an artifact whose parametrization does not say how large gradients are.
     FileNotFoundError: the artifact or file does not exist.
   """
   parsed: list[Method] = []
@@ -115,7 +115,11 @@ def parse(names: list[str], schedules: list[str],
           "[label=]file.py, and "
           f"{', '.join(mulo.list_pretrained()) or 'no pretrained ones'}.")
   labels = [method.label for method in parsed]
-  for label in labels:
+  registered = {x.label for x in baselines.BASELINES.values()}
+  for name, label in zip(names, labels):
+    if label in registered and name not in baselines.names():
+      raise ValueError(f"{name} must not be called {label!r}, as a baseline "
+                       "is; give it a label of its own: label=file.")
     if labels.count(label) > 1:
       raise ValueError(f"Two optimizers are called {label!r}; give each a "
                        "label of its own: label=file.safetensors.")

@@ -268,6 +268,9 @@ def test_unknown_names(tmp_path):
     report.write_page(tmp_path)
   with pytest.raises(FileNotFoundError):
     methods.parse([str(tmp_path / "none.py")], [])
+  (tmp_path / "a.py").write_text(ENTRY.format(rule="sgd"))
+  with pytest.raises(ValueError, match="must not be called 'AdamW'"):
+    methods.parse([f"AdamW={tmp_path}/a.py"], [])
 
 
 def test_entries():
