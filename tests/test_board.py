@@ -330,3 +330,26 @@ def test_divergence_is_gapped_and_cut():
   assert "nan" not in plots and "inf" not in plots
   labels = re.findall(r'class="end">([\d.]+)</text>', plots)
   assert 1 in map(float, labels) and max(map(float, labels)) <= 3
+
+
+def test_axes():
+  """Panels of one axis have equal scales, and its values are the ticks;
+  unrelated tasks have scales of their own and no lines between them.
+  """
+  def rows(*targets):
+    return pd.DataFrame([
+        {"target": target, "method": "AdamW", "learning_rate": 0.1, "seed": 0,
+         "num_steps": 2, "curve": [10.0**i, 10.0**i / 2],
+         "final_train_loss": 10.0**i, "outer_valid_loss": 1.0,
+         "test_loss": 1.0} for i, target in enumerate(targets)])
+
+  scale = lambda plot: re.findall(r'class="end">([\d.]+)</text>', plot)
+  panels = report.page.panels
+  along, apart = rows("width 8", "width 32"), rows("mlp", "conv")
+  assert len({str(scale(x)) for x, in panels.curves(along, True).values()}) == 1
+  assert len({str(scale(x)) for x, in panels.curves(apart, False).values()}
+             ) == 2
+  final = panels.final(along)[0]
+  assert "<path" in final and ">8</text>" in final and ">32</text>" in final
+  final = panels.final(apart)[0]
+  assert "<path" not in final and ">mlp</text>" in final

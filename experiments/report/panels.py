@@ -90,8 +90,8 @@ def final(results: pd.DataFrame) -> tuple[str, ...]:
   axis = figures.axis_of(targets)
   count = results["method"].nunique()
   top = 1.5 * np.nanmax([curve[0] for curve in results["curve"]], initial=0)
-  plots = []
-  for score, label in (("final_train_loss", "final train loss"),
+  lines = {}
+  for score, title in (("final_train_loss", "final train loss"),
                        ("outer_valid_loss", "validation loss"),
                        ("test_loss", "test loss")):
 
@@ -102,15 +102,20 @@ def final(results: pd.DataFrame) -> tuple[str, ...]:
       low, high = np.array([statistics.interval(x) for x in runs]).T
       return x, np.array([np.mean(x) for x in runs]), low, high
 
-    lines = _lines(results, draw)
-    values = np.concatenate([y for line in lines for y in (
-        line.y, line.low, line.high)])
-    x = svg.axis_around(axis[0], axis[1], True) if axis else svg.Axis(
-        "", -0.5, len(targets) - 0.5, names=targets)
-    plots.append(svg.plot(
-        label, lines, x,
-        svg.axis_around("loss", values[values <= top], True), not axis))
-  return tuple(plots)
+    lines[title] = _lines(results, draw)
+  x = _places(targets) if axis is None else svg.axis_around(
+      axis[0], axis[1], True)._replace(marks=[(v, f"{v:g}") for v in axis[1]])
+  values = np.concatenate([y for part in lines.values() for line in part
+                           for y in (line.y, line.low, line.high)])
+  y = svg.axis_around("loss", values[values <= top], True)
+  return tuple(svg.plot(title, part, x, y, axis is None)
+               for title, part in lines.items())
+
+
+def _places(targets: list[str]) -> svg.Axis:
+  """Return an axis with a place for each target."""
+  return svg.Axis("", -0.5, len(targets) - 0.5,
+                  marks=list(enumerate(targets)))
 
 
 def profiles(results: pd.DataFrame, columns: list[str]) -> tuple[str, ...]:
@@ -145,7 +150,6 @@ def costs(results: pd.DataFrame) -> tuple[str, ...]:
 
   lines = _lines(results, draw)
   return (svg.plot(
-      "Time of a step", lines,
-      svg.Axis("", -0.5, len(targets) - 0.5, names=targets),
+      "Time of a step", lines, _places(targets),
       svg.axis_around("ms", np.concatenate([line.y for line in lines]), True),
       True),)

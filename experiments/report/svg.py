@@ -47,14 +47,14 @@ class Axis(NamedTuple):
     low: value at its start; positive if it is logarithmic.
     high: value at its end.
     log: whether it is logarithmic.
-    names: names of the places 0, 1, ... instead of numbers.
+    marks: values and their names, instead of round numbers.
   """
 
   label: str
   low: float
   high: float
   log: bool = False
-  names: Sequence[str] = ()
+  marks: Sequence[tuple[float, str]] = ()
 
   def position(self, values: np.ndarray) -> np.ndarray:
     """Return positions from 0 to 1; NaN for what cannot be drawn."""
@@ -65,8 +65,8 @@ class Axis(NamedTuple):
 
   def ticks(self) -> list[tuple[float, str]]:
     """Return values and labels, three to seven where that is possible."""
-    if self.names:
-      return list(enumerate(self.names))
+    if self.marks:
+      return list(self.marks)
     values = log_ticks(self.low, self.high) if self.log else round_ticks(
         self.low, self.high)
     return [(x, f"{x:g}") for x in values]
@@ -163,7 +163,7 @@ def _axes(x: Axis, y: Axis, across: int, up: int) -> str:
         f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" '
         f'y2="{bottom + 4}"/><text x="{at:.1f}" y="{bottom + 17}"{turn}>'
         f"{html.escape(label)}</text>")
-  if not x.names:
+  if x.label:
     parts.append(f'<text x="{LEFT + across / 2}" y="{TOP + up + 36}" '
                  f'class="middle">{html.escape(x.label)}</text>')
   if y.label:
