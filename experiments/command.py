@@ -42,7 +42,8 @@ flags.disclaim_key_flags()
 
 
 def run(define_flags: Callable[[], None],
-        main: Callable[[flags.FlagValues], int | None]) -> None:
+        main: Callable[[flags.FlagValues], int | None], record: bool = True
+        ) -> None:
   """Run a command and exit the process.
 
   Errors that the user can repair (ERRORS, wrong flags) end in one line. If the
@@ -53,6 +54,8 @@ def run(define_flags: Callable[[], None],
     define_flags: defines the flags of the command.
     main: does the work; receives the parsed flags as attributes and returns the
       exit status, or None for success.
+    record: False for a command that reads the workdir of another one, and
+      leaves its command.txt and cells as they are.
   """
 
   def start(argv):
@@ -62,7 +65,7 @@ def run(define_flags: Callable[[], None],
       if shared and _hand_out(flags.FLAGS):
         return
       status = main(flags.FLAGS)
-      if "workdir" in flags.FLAGS:
+      if record and "workdir" in flags.FLAGS:
         folder = pathlib.Path(flags.FLAGS.workdir)
         write_command(folder)
         sweep.pack(folder / "cells")

@@ -16,6 +16,7 @@ from learned_opt import base as learned_opt_base
 from learned_opt import kinds as kinds_lib
 from learned_opt import optimizers
 from learned_opt.scaling import parametrizations
+from meta_train import build
 from meta_train import unroll
 import mulo
 from tasks import base as tasks_base
@@ -54,6 +55,7 @@ class Method(NamedTuple):
       on all tasks.
     gradient_width: width whose gradient magnitudes the optimizer receives, see
       `with_gradients_of`; None for unchanged gradients.
+    source: text of the file that describes the optimizer, or "".
   """
 
   label: str
@@ -61,6 +63,7 @@ class Method(NamedTuple):
   candidates: list[Candidate]
   tuned_at_base: bool = False
   gradient_width: int | None = None
+  source: str = ""
 
 
 def parse(names: list[str], schedules: list[str],
@@ -68,20 +71,21 @@ def parse(names: list[str], schedules: list[str],
   """Return methods by name.
 
   Args:
-    names: each is the name of a baseline, `[label=]untrained:artifact`,
+    names: each is the name of a baseline, `[label=]file.py` (see
+      `baselines.read`), `[label=]untrained:artifact`,
       `[label=]untrained:optimizer/parametrization` (the start of meta-training,
       with random key 0), or `[label=]artifact[@width]`. The label defaults to
-      the name of a pretrained optimizer, or to the optimizer that a file
-      stores. With a width, gradients are rescaled to their magnitude at this
-      width, and the label says so. For an artifact on a hub, @ is followed by
-      the revision instead.
+      the name of a pretrained optimizer, or to what a file says. With a width,
+      gradients are rescaled to their magnitude at this width, and the label
+      says so. For an artifact on a hub, @ is followed by the revision instead.
     schedules: learning rate schedules of the baselines.
     trust: see `mulo.load`.
 
   Raises:
-    ValueError: an unknown name, two methods of one label, or a width for an
-      artifact whose parametrization does not say how large gradients are.
-    FileNotFoundError: the artifact does not exist.
+    ValueError: an unknown name, two methods of one label, the label of a
+      baseline for another method, a file without a baseline, or a width for
+      an artifact whose parametrization does not say how large gradients are.
+    FileNotFoundError: the artifact or file does not exist.
   """
   parsed: list[Method] = []
   for name in names:
@@ -93,7 +97,13 @@ def parse(names: list[str], schedules: list[str],
       parsed.append(_untrained(
           path.removeprefix(UNTRAINED), label, trust))
     elif name in baselines.names():
-      parsed.append(_tuned(name, schedules))
+      parsed.append(_tuned(name, baselines.get(name), schedules))
+    elif path.endswith(".py"):
+      entry = baselines.read(path)
+      parsed.append(_tuned(
+          f"sha256:{entry.sha256}", entry.baseline._replace(
+              label=label or entry.baseline.label), schedules)._replace(
+                  source=entry.source))
     elif label or path.endswith(".safetensors") or (
         path in mulo.list_pretrained()):
       parsed.append(_learned(
@@ -101,10 +111,15 @@ def parse(names: list[str], schedules: list[str],
     else:
       raise ValueError(
           f"Unknown optimizer {name!r}; available: "
-          f"{', '.join(baselines.names())}, [label=]file.safetensors, and "
+          f"{', '.join(baselines.names())}, [label=]file.safetensors, "
+          "[label=]file.py, and "
           f"{', '.join(mulo.list_pretrained()) or 'no pretrained ones'}.")
   labels = [method.label for method in parsed]
-  for label in labels:
+  registered = {x.label for x in baselines.BASELINES.values()}
+  for name, label in zip(names, labels):
+    if label in registered and name not in baselines.names():
+      raise ValueError(f"{name} must not be called {label!r}, as a baseline "
+                       "is; give it a label of its own: label=file.")
     if labels.count(label) > 1:
       raise ValueError(f"Two optimizers are called {label!r}; give each a "
                        "label of its own: label=file.safetensors.")
@@ -118,9 +133,15 @@ def _label(name_or_path: str, trust: Sequence[str]) -> str:
   return mulo.read(name_or_path, trust).optimizer
 
 
-def _tuned(name: str, schedules: list[str]) -> Method:
-  """Return a baseline with a candidate per schedule and learning rate."""
-  baseline = baselines.get(name)
+def _tuned(name: str, baseline: baselines.Baseline, schedules: list[str]
+           ) -> Method:
+  """Return a baseline with a candidate per schedule and learning rate.
+
+  Args:
+    name: what tells the baseline from all others, in the identity of cells.
+    baseline: the baseline.
+    schedules: schedules, if the baseline has none of its own.
+  """
   candidates = []
   for schedule in baseline.schedules or schedules:
     # Settings that are numbers are part of theta, and share an opt_fn.
@@ -182,6 +203,25 @@ def complete(
   if "task" in inspect.signature(opt_fn).parameters:
     return functools.partial(opt_fn, task=task)
   return unroll.scaled(opt_fn, parametrization, task)
+
+
+def of_task(method: Method, opt_fn: Callable, section: dict[str, Any],
+            data_dir: str | None) -> tuple[tasks_base.Task, unroll.OptFn]:
+  """Return the task of a section, and the complete optimizer for it.
+
+  Args:
+    method: says the parametrization and the width of gradients.
+    opt_fn: of a candidate of the method.
+    section: section of the task.
+    data_dir: see `tasks.data.images.image_data`.
+  """
+  parametrization = parametrizations.get(method.parametrization)
+  task = build.task_of(section, parametrization, data_dir)
+  if method.gradient_width:
+    opt_fn = with_gradients_of(build.task_of(
+        section | {"width": method.gradient_width}, parametrization,
+        data_dir), opt_fn, parametrization)
+  return task, complete(opt_fn, parametrization, task)
 
 
 def _untrained(name: str, label: str, trust: Sequence[str]) -> Method:

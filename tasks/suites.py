@@ -199,6 +199,31 @@ _PRIOR_HIDDEN: Suite = {
                   "width": 16, "batch_size": 16, "num_steps": 500},
 }
 
+# The tracks of experiments/board.py, which need no files. No pair of family and
+# data set is in another suite: nothing was trained on or chosen by one.
+_BOARD: Suite = {
+    "perceptron": {"name": "mlp", "dataset": "shapes", "standardize": True,
+                   "width": 64, "depth": 3, "batch_size": 64,
+                   "num_steps": 500},
+    "conv": {"name": "conv", "dataset": "shapes", "standardize": True,
+             "width": 16, "depth": 3, "batch_size": 32, "num_steps": 500},
+    "recurrent": {"name": "rnn_lm", "dataset": "sums", "width": 32,
+                  "length": 16, "batch_size": 16, "num_steps": 500},
+    "transformer": {"name": "gated_transformer", "dataset": "brackets",
+                    "width": 32, "depth": 2, "length": 16, "batch_size": 8,
+                    "num_steps": 500},
+    "regression": {"name": "table_mlp", "dataset": "friedman2", "width": 64,
+                   "depth": 2, "batch_size": 64, "num_steps": 500},
+    "autoencoder": {"name": "autoencoder", "dataset": "photos", "width": 64,
+                    "batch_size": 64, "num_steps": 500},
+}
+
+# Train losses that a run is to reach, by the rule of experiments/board.py:
+# python -m experiments.board --workdir=... --entries=adamw_tuned --targets
+BOARD_TARGETS: dict[str, float] = {
+    "perceptron": 0.122, "conv": 0.206, "recurrent": 1.88, "transformer": 1.62,
+    "regression": 0.0974, "autoencoder": 0.00556}
+
 _SUITES: dict[str, Suite] = {
     "train_small": _TRAIN_SMALL, "train_wide": _TRAIN_WIDE,
     # 500 steps unless a section has its own horizon.
@@ -207,7 +232,7 @@ _SUITES: dict[str, Suite] = {
     "heldout": {name: {**section, "num_steps": 2000}
                 for name, section in _HELDOUT.items()},
     "prior_train": _PRIOR_TRAIN, "prior_valid": _PRIOR_VALID,
-    "prior_hidden": _PRIOR_HIDDEN}
+    "prior_hidden": _PRIOR_HIDDEN, "board": _BOARD}
 
 
 def names() -> list[str]:

@@ -134,7 +134,8 @@ def test_every_command_is_in_the_table():
       # A script that other code starts says so: it is no command for users.
       if re.search("^if __name__ ==", code, re.MULTILINE) and (
           f"python {path.name} " not in code):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        name = ".".join(path.relative_to(ROOT).with_suffix(
+            "").parts).removesuffix(".__main__")
         assert f"`python -m {name}" in text, name
 
 

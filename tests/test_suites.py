@@ -132,7 +132,7 @@ def test_no_heldout_task_is_trained_on_or_chosen_by():
     assert name == "heldout" or not pairs(name) & pairs("heldout")
   assert {s["num_steps"] for s in suites.get("heldout").values()} == {2000}
   assert set(suites.names()) == {
-      *suites.TRAINING, "validation", "heldout", *PRIOR}
+      *suites.TRAINING, "validation", "heldout", *PRIOR, "board"}
   with pytest.raises(ValueError, match="available: train_small"):
     suites.get("train")
 
@@ -146,6 +146,17 @@ def test_prior_suites_are_disjoint(first, second):
     if a["name"] == b["name"]:
       assert any(setting(a, key) != setting(b, key)
                  for key in ("width", "depth")), (a, b)
+
+
+def test_tracks_of_the_board_are_of_their_own():
+  """No pair of family and data set was trained on or chosen by."""
+  others = set().union(*(pairs(x) for x in suites.names() if x != "board"))
+  assert len(pairs("board")) == 6 and not others & pairs("board")
+  hidden = pairs("prior_hidden")
+  for column in (0, 1):
+    assert not ({pair[column] for pair in hidden} &
+                {pair[column] for pair in pairs("board")})
+  assert set(suites.BOARD_TARGETS) == set(suites.get("board"))
 
 
 def test_hidden_tasks_have_families_and_data_of_their_own():
@@ -184,7 +195,7 @@ def test_heldout_networks_are_larger():
 
 
 @pytest.mark.parametrize("name", [
-    name if name in ("train_small", "prior_train")
+    name if name in ("train_small", "prior_train", "board")
     else pytest.param(name, marks=needs_files) for name in suites.names()])
 def test_every_section_of_the_suites_is_a_task(name):
   for section in suites.get(name).values():

@@ -1,6 +1,7 @@
 """Registry of baselines: optimizers, and the settings they are tuned among.
 
-`base.py` says what a baseline is; the other files hold one kind each. A
+`base.py` says what a baseline is; the other files hold one kind each, but
+`files.py` reads one from a file of the user. A
 baseline whose name ends in `_tuned` tries BUDGET settings, unless it says
 otherwise, so that all have the same budget. The table of all is printed by
 
@@ -17,12 +18,16 @@ import optax
 
 from experiments.baselines import base
 from experiments.baselines import elementwise
+from experiments.baselines import files
 from experiments.baselines import matrices
 from experiments.baselines import transferred
 
 Baseline = base.Baseline
 SCHEDULES = base.SCHEDULES
 neighbor = base.neighbor
+half_decades = base.half_decades
+untuned = base.untuned
+read = files.read
 BUDGET = 24  # settings (learning rate, schedule, variant) on the first grid
 MAX_GROWTH = 4  # learning rates by which a grid grows at most
 

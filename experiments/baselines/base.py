@@ -1,5 +1,6 @@
 """Interface of baselines, schedules of learning rates, and grids of rates."""
 
+import functools
 import math
 from typing import Any, Callable, NamedTuple
 
@@ -77,6 +78,26 @@ class Baseline(NamedTuple):
   tuned_at_base: bool = False
   schedules: tuple[str, ...] | None = None
   variants: tuple[dict[str, Any], ...] = ({},)
+
+
+def untuned(label: str, make: Callable[..., optax.GradientTransformation],
+            parametrization: str = "standard") -> Baseline:
+  """Return a baseline with one setting.
+
+  Args:
+    label: name in tables and plots.
+    make: `make(**told)` returns the optax transformation, with its learning
+      rate; it receives those of num_steps and task that it asks for.
+    parametrization: see `Baseline`.
+  """
+
+  @functools.wraps(make)
+  def ready(learning_rate, **told):
+    del learning_rate
+    return make(**told)
+
+  return Baseline(label, ready, parametrization, (1.0,),
+                  schedules=("constant",))
 
 
 def half_decades(first: int, last: int) -> tuple[float, ...]:

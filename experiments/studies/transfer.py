@@ -18,7 +18,8 @@ on each task, or only at the first value of the axis if their label says
 one is tried, at most --max_growth times.
 
 Writes results.csv, table.md, transfer.png and command.txt to the workdir. A
-second run skips the cells that are done.
+second run skips the cells that are done. `python -m experiments.report` makes a
+page of the workdir; with --cost, the page has seconds beside steps.
 """
 
 import functools
@@ -33,6 +34,7 @@ import pandas as pd
 
 from experiments import baselines
 from experiments import command
+from experiments import cost
 from experiments import methods
 from experiments import report
 from experiments import sweep
@@ -218,14 +220,8 @@ class Study:
     """
     key = method.parametrization, method.gradient_width, section, opt_fn
     if not self._last or self._last[0] != key:
-      parametrization = parametrizations.get(method.parametrization)
-      task = build.task_of(section, parametrization, self._data_dir)
-      if method.gradient_width:
-        opt_fn = methods.with_gradients_of(build.task_of(
-            section | {"width": method.gradient_width}, parametrization,
-            self._data_dir), opt_fn, parametrization)
-      self._last = key, task, evaluate.trainer(
-          task, methods.complete(opt_fn, parametrization, task))
+      task, opt_fn = methods.of_task(method, opt_fn, section, self._data_dir)
+      self._last = key, task, evaluate.trainer(task, opt_fn)
     return self._last[1:]
 
 
@@ -291,6 +287,26 @@ def title_of(flags) -> str:
   return ", ".join((flags.task, *flags.settings))
 
 
+def count_steps(compared: list[methods.Method], targets: dict[str, dict],
+                seeds: int, tuning_seeds: int) -> int:
+  """Return the training steps of a comparison, if no grid grows.
+
+  A baseline trains every candidate once per tuning seed, then the best one.
+  """
+  runs = sum(seeds + tuning_seeds * (
+      len(m.candidates) if len(m.candidates) > 1 else 0) for m in compared)
+  return runs * sum(section["num_steps"] for section in targets.values())
+
+
+def record_of(compared: list[methods.Method], num_tuning_seeds: int,
+              tune_on: str) -> dict[str, Any]:
+  """Return what `report.write` records of a study, besides its results."""
+  return {"tuning_seeds": [
+              FIRST_TUNING_SEED + i for i in range(num_tuning_seeds)],
+          "tune_on": tune_on,
+          "sources": {m.label: m.source for m in compared if m.source}}
+
+
 def define_flags() -> None:
   """Define the flags of this command."""
   command.define_workdir()
@@ -298,7 +314,8 @@ def define_flags() -> None:
   command.define_trust()
   flags.DEFINE_list(
       "optimizers", None, "Optimizers to compare. A baseline "
-      f"({', '.join(baselines.names())}), or [label=]artifact[@width], or "
+      f"({', '.join(baselines.names())}), or [label=]file.py (see "
+      "docs/board.md), or [label=]artifact[@width], or "
       "[label=]untrained:artifact or untrained:optimizer/parametrization. An "
       "artifact is a pretrained name or a .safetensors file. With @width, it "
       "receives gradients rescaled to their magnitude at that width.",
@@ -331,6 +348,9 @@ def define_flags() -> None:
   flags.DEFINE_bool(
       "bfloat16_state", False,
       "Also run each learned optimizer with bfloat16 state.")
+  flags.DEFINE_bool(
+      "cost", False, "Also measure the seconds of a step and the bytes of "
+      "state of each optimizer on each task.")
 
 
 def main(flags) -> None:
@@ -347,16 +367,17 @@ def main(flags) -> None:
     check_tasks(compared, targets, flags.data_dir)
   folder.mkdir(parents=True, exist_ok=True)
   command.write_command(folder)
-  # A baseline trains every candidate once per tuning seed, then the best one.
-  runs = sum(flags.seeds + flags.tuning_seeds * (
-      len(m.candidates) if len(m.candidates) > 1 else 0) for m in compared)
   with command.progress(
-      runs * sum(s["num_steps"] for s in targets.values()), "step",
+      count_steps(compared, targets, flags.seeds, flags.tuning_seeds), "step",
       "comparing", unit_scale=True) as bar:
     results = Study(
         folder, flags.data_dir, flags.tuning_seeds, flags.seeds,
         flags.tune_on, bar, flags.max_growth).compare(compared, targets)
-  print(report.write(results, folder, title_of(flags)))
+  if flags.cost:
+    results = cost.columns(
+        results, compared, targets, folder / "cells", flags.data_dir)
+  print(report.write(results, folder, title_of(flags), **record_of(
+      compared, flags.tuning_seeds, flags.tune_on)))
 
 
 if __name__ == "__main__":
