@@ -18,7 +18,7 @@ VIOLET = ("#8e34d4", "#bb56d5", "#7252f1", "#c946b4")
 # Of a colour between black, 0, and white, 1. All are at least three times as
 # light as a dark page, and a light page three times as light as they.
 LUMINANCES = (0.13, 0.28, 0.19)
-DASHES = ((6, 3), (2, 2), (9, 3, 2, 3), (4, 2, 1, 2), (12, 4), (1, 3))
+DASHES = ((6, 3), (3, 2), (9, 3, 2, 3), (5, 2, 1, 2), (12, 4), (2, 1))
 # Ranges of hue and saturation by the room's file that has the baseline.
 HUES = {"elementwise": (0.53, 0.66, 0.75), "matrices": (0.27, 0.46, 0.65),
         "transferred": (0.04, 0.14, 0.25)}

@@ -181,7 +181,7 @@ _Place = Callable[[np.ndarray], np.ndarray]
 def _stroke(style: styles.Style) -> str:
   """Return the attributes of a line."""
   dash = f' stroke-dasharray="{" ".join(map(str, style.dash))}"'
-  width = 1.4 if style.kind == "baseline" else 2.2
+  width = 1.6 if style.kind == "baseline" else 2.2
   return (f'fill="none" stroke="{style.color}" stroke-width="{width}"'
           f'{dash if style.dash else ""}')
 
