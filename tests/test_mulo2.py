@@ -166,7 +166,7 @@ def naive(theta, grads, params, settings, num_steps):
       schedule = (t + 1) / warm if t < warm else 1 - (t - warm) / (
           num_steps - warm)
       if name == "w":
-        rate = 0.05 * np.exp(10 * theta["exponent"][0])
+        rate = 0.05 * np.exp(10 * theta["exponent"][0]) * 500 / num_steps
         exponent += rate * max(0, 2 * schedule - 1) * (
             cosine - theta["exponent"][1])
       peak = (500 / num_steps)**settings["horizon_power"]
@@ -331,5 +331,6 @@ def test_without_a_schedule_the_exponent_stays():
     (1.0, mulo2_lib.RATE), (0.75, mulo2_lib.RATE / 2), (0.5, 0.0), (0.1, 0.0)])
 def test_the_exponent_rests_in_the_second_half(multiplier, change):
   after = mulo2_lib._exponent(
-      jnp.zeros(2), jnp.float32(0.5), jnp.float32(1), jnp.float32(multiplier))
-  assert float(after) == pytest.approx(0.5 + change)
+      jnp.zeros(2), jnp.float32(0.5), jnp.float32(1), jnp.float32(multiplier),
+      jnp.float32(0.1))
+  assert float(after) == pytest.approx(0.5 + 0.1 * change)

@@ -20,7 +20,8 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
 5. Size of the tensor's update and share of the direction itself, two numbers
    from linear functions of its features, and for matrices an exponent l that
    grows while gradients agree with the momentum:
-     l = l + rate * max(0, 2 schedule - 1) * (cos(g, m_1 of before) - target)
+     l = l + rate * 500 / num_steps * max(0, 2 schedule - 1)
+             * (cos(g, m_1 of before) - target)   (0 without a schedule)
      size = step_mult * schedule * (500 / num_steps)^horizon_power
             * min(1, exp(noise_1))^noise_power
             * exp(log(4) tanh(5 features . size) + l)
@@ -34,8 +35,7 @@ The update of a parameter p [*S] at step t from its gradient g; b are decays:
 Reasons:
 
 * If gradients, parameters and statistics change their signs, so does the
-  update: a sum of odd features has no direction of its own. Without gradients
-  there is no step.
+  update. A sum of odd features has no direction of its own.
 * Nothing depends on the size of gradients, as in `mulo`. At initialization the
   MLP, size and share are 0, and the mixture is the direction of Adam.
 * With a share of 1 a matrix is updated entry by entry. The gain makes entries
@@ -44,9 +44,8 @@ Reasons:
 * Agreement is negative if gradients alternate after steps that are too large.
 * cos(g, m_1) is, up to its scale, the derivative of the loss with respect to
   the size of the last step: positive where a larger one had been better. l
-  finds the size for this task and layer while the schedule is above a half;
-  later, steps are to be small, and gradients agree therefore. Without a
-  schedule l stays 0: nothing tells a decay from steps that are too small.
+  finds the size for this task and layer while the schedule is above a half, and
+  moves as far in long runs as in short ones: steps are to be small at the end.
 * Five in front: perturbations of these numbers matter as much as of others.
 * Factors of noise and horizon, schedule and weight decay are not in the MLP.
 * Singular values of sqrt(fan-in fan-out) are those of a matrix of ones: the
@@ -179,7 +178,8 @@ def make(hidden: int = 8, momenta: int = 3, step_mult: float = 0.09,
       multiplier = schedules.multiplier(schedule, warmup, step, num_steps)
       if what == "matrix" and schedule is not None and num_steps is not None:
         state = state._replace(exponent=_exponent(
-            theta["exponent"], state.exponent, cosine, multiplier))
+            theta["exponent"], state.exponent, cosine, multiplier,
+            schedules.peak(1.0, num_steps)))
       multiplier *= schedules.peak(horizon_power, num_steps)
       size = step_mult * mults[what] * multiplier * jnp.exp(
           noise_power * jnp.minimum(tensor[0], 0) +
@@ -244,9 +244,9 @@ def _decays(theta, momenta) -> Decays:
                 decay(SECOND_DECAY, theta["second_decay"]))
 
 
-def _exponent(theta, exponent, cosine, multiplier):
+def _exponent(theta, exponent, cosine, multiplier, peak):
   """Return the exponent l after this step; theta has rate and target."""
-  rate = jnp.minimum(RATE * jnp.exp(10 * theta[0]), 1)
+  rate = jnp.minimum(RATE * jnp.exp(10 * theta[0]) * peak, 1)
   change = rate * jnp.maximum(0, 2 * multiplier - 1) * (
       cosine - theta[1])
   return jnp.clip(exponent + change, -EXPONENT_BOUND, EXPONENT_BOUND)
