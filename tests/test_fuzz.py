@@ -117,10 +117,12 @@ def test_code_that_runs_is_noticed():
 
 def test_cases_follow_from_their_seed(tmp_path):
   contents = []
-  for seed in (5, 5, 6):
-    fuzz.case(seed, tmp_path)
-    contents.append([p.read_bytes() for p in sorted(tmp_path.iterdir())])
+  for i, seed in enumerate((5, 5, 7)):
+    (folder := tmp_path / str(i)).mkdir()
+    fuzz.case(seed, folder)
+    contents.append([p.read_bytes() for p in sorted(folder.iterdir())])
   assert contents[0] == contents[1] != contents[2]
+  assert contents[0] and contents[2]
 
 
 @pytest.mark.parametrize("bound", ["MAX_INTEGER", "MAX_HEADER", "MAX_BYTES"])

@@ -81,7 +81,7 @@ def test_undeclared_stacks_warn():
 
 
 @pytest.mark.parametrize(
-    "name, declared", zip(["mulo-s", "mulo-s-sp"], DECLARED))
+    "name, declared", list(zip(["mulo-s", "mulo-s-sp"], DECLARED)))
 def test_declared_stacks(name, declared, recwarn):
   """Statistics are those of layers, and biases in stacks do not decay."""
   params = jax.tree.map(lambda x: jnp.ones(x.shape), shapes(8))
