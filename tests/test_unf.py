@@ -1,6 +1,8 @@
 """The terms and the symmetry of unf."""
 
 import pathlib
+import subprocess
+import sys
 
 import chex
 import jax
@@ -8,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from learned_opt import artifact as artifact_lib
 from learned_opt import kinds as kinds_lib
 from learned_opt import optimizers
 from learned_opt.optimizers.shared import permutations
+import mulo
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "unf" / "second_matrix.npz"
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "unf" / "second_matrix.npz"
 MLP = {"layer_9": {"b": (4,), "w": (3, 4)},
        "layer_10": {"b": (5,), "w": (4, 5)},
        "layer_11": {"b": (2,), "w": (5, 2)}}
@@ -151,3 +156,17 @@ def test_theta_serves_any_depth_and_odd_leaves():
   chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
   chex.assert_tree_all_finite(updates)
   assert jnp.all(updates["layer_12"]["w"] != 0)
+
+
+def test_example(tmp_path):
+  settings = optimizers.all_settings("unf", hidden=4)
+  theta = jax.device_get(
+      optimizers.get("unf", **settings).init(jax.random.key(0)))
+  mulo.save(tmp_path / "theta.safetensors", artifact_lib.Artifact(
+      "unf", settings, "standard", theta))
+  done = subprocess.run(
+      [sys.executable, "-W", "error", "examples/unf_mlp.py",
+       str(tmp_path / "theta.safetensors")], cwd=ROOT, capture_output=True,
+      text=True)
+  assert done.returncode == 0, done.stderr
+  assert float(done.stdout.split()[-1]) < 1
