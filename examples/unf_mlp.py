@@ -8,9 +8,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import mulo
 import optax
 from sklearn import datasets
+
+import mulo
 
 x, y = map(jnp.asarray, datasets.load_digits(return_X_y=True))
 x = (x / 16).astype(jnp.float32)
