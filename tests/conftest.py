@@ -71,6 +71,17 @@ def perturbed(theta, seed: int, std: float = 0.1):
       for x in leaves])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """Folder of a run of tiny_config that nothing interrupted."""
+  import tiny_config
+
+  from meta_train import train
+  folder = tmp_path_factory.mktemp("finished")
+  train.meta_train(tiny_config.get_config(), str(folder))
+  return folder
+
+
 @pytest.fixture
 def uploads(monkeypatch):
   """Replacement of huggingface_hub: {file: content} of each upload."""

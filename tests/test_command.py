@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-import test_train
+import tiny_run
 
 from experiments import command
 
@@ -13,8 +13,8 @@ def run(*arguments):
   """Run a study as a command."""
   return subprocess.run(
       [sys.executable, "-m", "experiments.studies.transfer", *arguments],
-      cwd=test_train.ROOT, capture_output=True, text=True,
-      env=test_train.ENVIRONMENT)
+      cwd=tiny_run.ROOT, capture_output=True, text=True,
+      env=tiny_run.ENVIRONMENT)
 
 
 def test_settings():

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-import test_train
 import tiny_config
+import tiny_run
 import yaml
 
 from meta_train import config_flag
@@ -117,7 +117,7 @@ def test_twice_in_a_process_of_ray(tmp_path):
       [sys.executable, "-c", FAKE_RAY,
        str(ROOT / "examples" / "launch" / "ray_jax_trainer.py"), port,
        tiny_config.__file__, str(tmp_path)], cwd=ROOT, capture_output=True,
-      text=True, env=test_train.ENVIRONMENT)
+      text=True, env=tiny_run.ENVIRONMENT)
   assert done.returncode == 0, done.stderr
   steps = [re.search(r"(\d+) outer steps", line)[1]
            for line in done.stdout.splitlines() if "outer steps, meta" in line]
@@ -135,7 +135,7 @@ def test_cluster_is_detected(tmp_path):
        f"--config={tiny_config.__file__}", f"--workdir={tmp_path / str(i)}",
        "--config.num_steps=3", "--cluster"], cwd=ROOT, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True, env={
-          **test_train.ENVIRONMENT, "SLURM_JOB_ID": str(job),
+          **tiny_run.ENVIRONMENT, "SLURM_JOB_ID": str(job),
           "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
           "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
           "SLURM_STEP_NUM_NODES": "1"}) for i in range(2)]

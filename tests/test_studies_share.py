@@ -1,7 +1,6 @@
 """Every study gives its cells together, so that processes divide them."""
 
 import importlib
-import pathlib
 import subprocess
 import sys
 import types
@@ -9,7 +8,7 @@ import types
 from absl import flags
 import pandas as pd
 import pytest
-import test_train
+import tiny_run
 
 from experiments import sweep
 from tasks import suites
@@ -43,7 +42,7 @@ STUDIES = {
 
 
 def test_all_studies_are_here():
-  folder = pathlib.Path(test_train.ROOT) / "experiments"
+  folder = tiny_run.ROOT / "experiments"
   with_cells = {f"{path.parent.name}.{path.stem}"
                 for room in ("studies", "around", "benchmarks")
                 for path in (folder / room).glob("*.py")
@@ -123,7 +122,7 @@ def two_processes(name, arguments, folder):
   processes = [subprocess.Popen(
       [sys.executable, "-c", NOTED, str(folder / "notes"),
        f"experiments.{name}", f"--workdir={folder / 'run'}", *arguments],
-      cwd=test_train.ROOT, env=test_train.ENVIRONMENT, text=True,
+      cwd=tiny_run.ROOT, env=tiny_run.ENVIRONMENT, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
   ends = [process.communicate(timeout=500) for process in processes]
   assert [x.returncode for x in processes] == [0, 0], ends

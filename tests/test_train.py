@@ -1,8 +1,6 @@
 """Meta-training as a command: killed and resumed runs, refused configs."""
 
 import os
-import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_config
+import tiny_run
 import tqdm
 
 from meta_train import build
@@ -21,22 +20,6 @@ from meta_train.workdir import metrics
 from meta_train.workdir import run_record
 import mulo
 import tasks.families.quadratic
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """A run that nothing interrupted."""
-  folder = tmp_path_factory.mktemp("finished")
-  train.meta_train(tiny_config.get_config(), str(folder))
-  return folder
-
-
-def rows(folder, skip=("inner_steps_per_second", "seconds")):
-  """Return the metrics of a run, without the time that it took."""
-  return [{k: v for k, v in row.items() if k not in skip}
-          for row in metrics.read(folder / "metrics.jsonl")]
 
 
 def test_result(finished):
@@ -53,29 +36,23 @@ def test_result(finished):
   assert len(record["software"]) == 1
   assert {"python", "jax", "optax", "git_revision"} <= set(
       record["software"][0])
-  if (ROOT / ".git").exists() and shutil.which("git"):
+  if (tiny_run.ROOT / ".git").exists() and shutil.which("git"):
     assert record["software"][0]["git_revision"] != "unknown"
   start = artifact.lopt.init(jax.random.fold_in(jax.random.key(0), 0))
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start, artifact.theta)
   assert all(jax.tree.leaves(moved))
-  metric_rows = rows(finished)
+  metric_rows = tiny_run.rows(finished)
   assert [row["step"] for row in metric_rows] == list(range(1, 41))
   # Tasks, copies, networks of a pair, inner steps of a truncation.
   assert metric_rows[0]["inner_steps"] == 2 * 2 * 2 * 2
   assert len({row["meta_loss"] for row in metric_rows}) == 40
 
 
-ENVIRONMENT = {
-    **os.environ, "PYTHONPATH": str(ROOT / "tests"),
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    "JAX_NUM_CPU_DEVICES": "17"}  # as in conftest.py, for the same bits
-
-
 # Runs meta-training and kills its own process at one point, like `kill -9`.
 KILLED = """
 import os, signal, sys, types
 import tiny_config
+import tiny_run
 import tqdm
 from learned_opt import artifact
 from meta_train import train
@@ -116,7 +93,7 @@ def test_kill_and_resume_gives_the_same_bits(finished, tmp_path, monkeypatch):
       ("before checkpoint", 16, 14), ("before result", 40, 40)):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), where, str(step)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True)
+        cwd=tiny_run.ROOT, env=tiny_run.ENVIRONMENT, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (folder / "theta.safetensors").exists()
     if step < 40:
@@ -136,14 +113,7 @@ def test_kill_and_resume_gives_the_same_bits(finished, tmp_path, monkeypatch):
   assert restored[0].step == 40  # went on, and did not begin again
   for name in ("theta.safetensors", "config.json"):
     assert (folder / name).read_bytes() == (finished / name).read_bytes()
-  assert rows(folder) == rows(finished)
-
-
-def command(folder, *flags):
-  """Return the command line of a run in this folder."""
-  return [sys.executable, "-m", "meta_train.train",
-          f"--config={ROOT / 'tests' / 'tiny_config.py'}",
-          f"--workdir={folder}", *flags]
+  assert tiny_run.rows(folder) == tiny_run.rows(finished)
 
 
 def test_a_finished_run_says_so(finished, capsys):
@@ -213,9 +183,7 @@ def test_errors_of_the_command_are_one_line(finished, tmp_path):
       (finished, ["--config.seed=1"], "another config (seed: 0 -> 1)"),
       (tmp_path, ["--data_dir=nowhere", "--config.tasks.digits.dataset=mnist"],
        "FileNotFoundError")):
-    done = subprocess.run(
-        command(folder, *flags), cwd=ROOT, env=ENVIRONMENT,
-        capture_output=True, text=True)
+    done = tiny_run.run(folder, *flags)
     assert done.returncode != 0
     assert message in done.stderr.strip().splitlines()[-1]
 
@@ -246,13 +214,6 @@ def test_a_meta_loss_that_is_not_finite_stops_the_run(monkeypatch, tmp_path):
   with pytest.raises(FloatingPointError, match="step 1 .*'bowl/meta_loss'"):
     train.meta_train(tiny_config.get_config(), str(tmp_path))
   assert not (tmp_path / "theta.safetensors").exists()
-
-
-def same_result(folder, finished):
-  """Return whether two runs have the same theta.safetensors and metrics."""
-  name = "theta.safetensors"
-  return (folder / name).read_bytes() == (finished / name).read_bytes() and (
-      rows(folder) == rows(finished))
 
 
 def test_progress_where_stderr_is_no_terminal(tmp_path, monkeypatch, capsys):
@@ -303,103 +264,13 @@ def test_sigterm_and_minutes(finished, tmp_path, monkeypatch):
     with pytest.raises(train.Stopped, match=f"after {step} of 40 .*max_min"):
       train.meta_train(config, str(tmp_path))
   train.meta_train(tiny_config.get_config(), str(tmp_path))
-  assert same_result(tmp_path, finished)
+  assert tiny_run.same_result(tmp_path, finished)
 
 
 def test_exit_status_when_stopped(tmp_path):
-  done = subprocess.run(
-      command(tmp_path, "--config.max_minutes=1e-9"), cwd=ROOT,
-      env=ENVIRONMENT, capture_output=True, text=True)
+  done = tiny_run.run(tmp_path, "--config.max_minutes=1e-9")
   assert done.returncode == 0
   assert "Stopped after 1 of 40 outer steps (max_minutes)" in done.stdout
-
-
-def damage(folder, how):
-  """Damage every file in a folder that is larger than 16 bytes."""
-  for path in folder.rglob("*"):
-    if path.is_file() and path.stat().st_size > 16:
-      data = bytearray(path.read_bytes())
-      if how == "truncated":
-        data = data[:len(data) // 2]
-      else:
-        data[len(data) // 2] ^= 255
-      path.write_bytes(data)
-
-
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
-def test_damaged_checkpoints(how, finished, tmp_path, capsys):
-  """An earlier checkpoint is used. Without any, the run does not start anew."""
-  folder = tmp_path / "run"
-  shutil.copytree(finished, folder)
-  (folder / "theta.safetensors").unlink()
-  damage(folder / "checkpoints" / "40", how)
-  train.meta_train(tiny_config.get_config(), str(folder))
-  assert "checkpoint of step 40 cannot be read" in capsys.readouterr().err
-  assert same_result(folder, finished)
-  assert (folder / "damaged" / "40").is_dir()
-  (folder / "theta.safetensors").unlink()
-  damage(folder / "checkpoints", how)
-  with pytest.raises(OSError, match="None of the checkpoints.*Remove"):
-    train.meta_train(tiny_config.get_config(), str(folder))
-  assert not (folder / "theta.safetensors").exists()
-
-
-def test_damage_that_the_format_does_not_notice(finished, tmp_path,
-                                                monkeypatch):
-  """The hash of the saved state finds it."""
-  with checkpoint.Checkpointer(finished / "checkpoints", 2) as saved:
-    built = build.build(tiny_config.get_config(), None)
-    state = saved.restore_latest(jax.eval_shape(built.init))
-  monkeypatch.setattr(checkpoint, "_hash", lambda state: "another")
-  with checkpoint.Checkpointer(tmp_path / "new", 2) as saved:
-    saved.save(state)
-  monkeypatch.undo()
-  with checkpoint.Checkpointer(tmp_path / "new", 2) as saved:
-    with pytest.raises(OSError, match="None of the checkpoints"):
-      saved.restore_latest(state)
-
-
-FULL_DISK = """
-import resource, sys
-import tiny_config
-import tqdm
-from meta_train import train
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # bytes of any file
-try:
-  train.meta_train(tiny_config.get_config(), sys.argv[1])
-except (ValueError, OSError) as e:
-  sys.exit(f"{type(e).__name__}: {e}")
-"""
-
-
-def test_disk_full_and_folders_that_cannot_be_written(finished, tmp_path):
-  environment = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-  folder = tmp_path / "full"
-  done = subprocess.run(
-      [sys.executable, "-c", FULL_DISK, str(folder)], cwd=ROOT,
-      env=environment, capture_output=True, text=True)
-  lines = [line for line in re.split(r"[\r\n]+", done.stderr)
-           if line.strip() and not line.startswith(
-               ("compiling:", "meta-training:"))]
-  assert len(lines) == 1, done.stderr
-  line, = lines
-  assert done.returncode == 1 and line.startswith(
-      "OSError: A checkpoint can"), done.stderr
-  # With space again, the run continues: nothing is lost or half-written.
-  train.meta_train(tiny_config.get_config(), str(folder))
-  assert same_result(folder, finished)
-  (tmp_path / "file").write_text("")
-  done = subprocess.run(
-      command(tmp_path / "file" / "run"), cwd=ROOT, env=ENVIRONMENT,
-      capture_output=True, text=True)
-  assert done.returncode == 1
-  assert "NotADirectoryError" in done.stderr.splitlines()[-1]
-
-
-def test_damaged_config_json(tmp_path):
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match="config.json is damaged"):
-    train.meta_train(tiny_config.get_config(), str(tmp_path))
 
 
 def test_evaluation_keeps_the_best(finished, tmp_path):
@@ -407,7 +278,7 @@ def test_evaluation_keeps_the_best(finished, tmp_path):
   config.evaluation.update(every=10, num_steps=3, seeds=2)
   config.evaluation.tasks = {"other": config.tasks["digits"].to_dict()}
   train.meta_train(config, str(tmp_path))
-  losses = {row["step"]: row["evaluation"] for row in rows(tmp_path)
+  losses = {row["step"]: row["evaluation"] for row in tiny_run.rows(tmp_path)
             if "evaluation" in row}
   assert list(losses) == [0, 10, 20, 30, 40] and len(set(losses.values())) == 5
   best = mulo.read(tmp_path / "best.safetensors")

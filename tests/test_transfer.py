@@ -2,7 +2,6 @@
 
 import functools
 import gzip
-import pathlib
 import subprocess
 import sys
 import types
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-import test_train
+import tiny_run
 import tqdm
 
 from experiments import baselines
@@ -56,8 +55,8 @@ def test_command_is_resumable(tmp_path):
 
   def run():
     process = subprocess.run(
-        arguments, cwd=test_train.ROOT, capture_output=True,
-        env=test_train.ENVIRONMENT, text=True)
+        arguments, cwd=tiny_run.ROOT, capture_output=True,
+        env=tiny_run.ENVIRONMENT, text=True)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -238,7 +237,7 @@ def test_baselines_train(name):
 
 def test_cells_of_the_repository_are_found(monkeypatch):
   """The command of docs/studies/width finds all its cells."""
-  folder = pathlib.Path(test_train.ROOT) / "docs" / "studies" / "width"
+  folder = tiny_run.ROOT / "docs" / "studies" / "width"
 
   def train(self, method, candidates, section, seeds):
     raise AssertionError(f"{method.label} would be trained again.")

@@ -24,7 +24,7 @@ PACKAGES = (mulo, jax, jaxlib, optax, np)
 
 
 class Saved(NamedTuple):
-  """What the files of a study say.
+  """Contents of the files of a study.
 
   Attributes:
     results: a row for each run.

@@ -1,4 +1,4 @@
-"""What a page about a study says: its sections, with tables and plots."""
+"""Sections of the page about a study, with tables and plots."""
 
 from typing import Any, NamedTuple
 

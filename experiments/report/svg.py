@@ -18,7 +18,7 @@ BAND = 0.15  # opacity of bands over seeds
 
 
 class Line(NamedTuple):
-  """What is drawn for one optimizer.
+  """Line and band of one optimizer.
 
   Attributes:
     name: class of the parts in the page.

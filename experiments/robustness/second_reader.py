@@ -21,7 +21,7 @@ DTYPES = {
 
 
 class Different(Exception):
-  """What mulo read is not what the file says."""
+  """Difference between the result of mulo and the content of a file."""
 
 
 def parse(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
