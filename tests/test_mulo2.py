@@ -316,6 +316,19 @@ def test_the_step_finds_its_size(steady):
   assert exponent > 1 if steady else exponent < -0.1
 
 
+def test_the_exponent_moves_as_far_in_long_runs():
+  lopt = optimizers.get("mulo2", hidden=0, schedule="constant", warmup=0.0)
+  grad, exponents = {"w": tree(0)["w"]}, []
+  for num_steps in (1000, 4000):
+    tx = lopt.opt_fn(lopt.init(jax.random.key(0)), num_steps=num_steps)
+    state, update = tx.init(grad), jax.jit(tx.update)
+    for _ in range(3):
+      _, state = update(grad, state, grad)
+    exponents.append(float(state.statistics.exponent["w"]))
+  assert exponents[0] == pytest.approx(4 * exponents[1], rel=1e-5)
+  assert exponents[1] > 0
+
+
 def test_without_a_schedule_the_exponent_stays():
   lopt = optimizers.get("mulo2", hidden=4)
   grad = {"w": tree(0)["w"]}
