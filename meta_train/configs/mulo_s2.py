@@ -5,8 +5,8 @@ python -m meta_train.train --config=meta_train/configs/mulo_s2.py \
 
 Tasks are those of the suite prior_train, most of them narrower and with smaller
 batches, and a classifier of noisy images. Episodes are whole. The meta-loss
-counts the last fifth of an episode, on train batches and on inner_valid;
-differences of each task and split count relative to their size.
+counts the last fifth of an episode, on train batches; differences of each task
+count relative to their size.
 
 With ":heads" after the file there is no MLP: 46 numbers remain, of the mixture,
 of sizes, of shares, of the exponent and of decays. A step takes half the time.
@@ -56,7 +56,7 @@ def get_config(what: str = "all") -> ml_collections.ConfigDict:
   config.estimator = {
       "name": "full_es", "std": 0.03, "std_mults": {"b2": 5.0},
       "truncation": 25, "shortest": 100, "longest": 1000, "same_length": True,
-      "loss": "end", "loss_split": "each", "relative": True,
+      "loss": "end", "loss_split": "train", "relative": True,
       "drop_nonfinite": True}
   if what == "heads":
     config.optimizer.hidden = 0
