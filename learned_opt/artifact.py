@@ -122,8 +122,8 @@ class Artifact:
   def __post_init__(self) -> None:
     _check_settings(self.settings)
     parametrizations.get(self.parametrization)
-    # eval_shape: the shapes of theta without computing it.
-    expected = _shapes(jax.eval_shape(self.lopt.init, jax.random.key(0)))
+    expected = _shapes(
+        optimizers.theta_shapes(self.optimizer, **self.settings))
     given = _shapes(self.theta)
     if expected != given:
       raise ArtifactError(
@@ -199,13 +199,16 @@ def _shapes(theta: Any) -> dict[str, str]:
           f"{np.dtype(x.dtype)}{list(x.shape)}" for path, x in leaves}
 
 
-def unflatten(lopt: base.LearnedOptimizer, flat: dict[str, np.ndarray]) -> Any:
-  """Return the theta of `lopt` with the given arrays; inverse of `flatten`.
+def unflatten(shapes: Any, flat: dict[str, np.ndarray]) -> Any:
+  """Return the theta with the given arrays; inverse of `flatten`.
+
+  Args:
+    shapes: tree of shapes, see `optimizers.theta_shapes`.
+    flat: {path joined by "/": array}.
 
   Raises:
-    ArtifactError: the names are not those of the optimizer's theta.
+    ArtifactError: the names are not those of `shapes`.
   """
-  shapes = jax.eval_shape(lopt.init, jax.random.key(0))
   expected = _shapes(shapes)
   if set(flat) != set(expected):
     raise ArtifactError(
@@ -341,10 +344,10 @@ def _parse(content: bytes, trust: Collection[str]) -> Artifact:
   _check_settings(header["settings"])
   settings = optimizers.current_settings(
       header["optimizer"], header["settings"])
-  lopt = optimizers.get(header["optimizer"], **settings)
+  shapes = optimizers.theta_shapes(header["optimizer"], **settings)
   return Artifact(
       header["optimizer"], settings, header["parametrization"],
-      unflatten(lopt, flat), header["record"], header["licence"])
+      unflatten(shapes, flat), header["record"], header["licence"])
 
 
 def _check_header(header: Any, flat: dict[str, np.ndarray]) -> None:

@@ -196,16 +196,16 @@ def convert(flat_arrays: Mapping[str, Any], layout: str, *,
     settings.setdefault(setting, given[name][axis])
   known = set(settings)
   settings = optimizers.all_settings(published.optimizer, **settings)
-  lopt = optimizers.get(published.optimizer, **settings)
-  expected = shapes(published, jax.eval_shape(lopt.init, jax.random.key(0)))
-  _check_shapes(given, expected, f"{layout} with the settings {settings}")
+  theta = optimizers.theta_shapes(published.optimizer, **settings)
+  _check_shapes(given, shapes(published, theta),
+                f"{layout} with the settings {settings}")
   check_switches(layout, known)
   flat = arguments | {
       path: _joined(published, [arrays[name] for name in names])
       for path, names in published.names.items()}
   return artifact_lib.Artifact(
       published.optimizer, settings, parametrization,
-      artifact_lib.unflatten(lopt, flat), {"converted_from": layout}, licence)
+      artifact_lib.unflatten(theta, flat), {"converted_from": layout}, licence)
 
 
 def check_switches(layout: Any, settings: Collection[str]) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import sys
+import types
 
 import chex
 import conftest
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -228,3 +230,25 @@ def test_repr_is_five_lines():
   lines = repr(make(licence="MIT\nno")).splitlines()
   assert len(lines) == 5
   assert "'mulo'" in lines[0] and artifact_lib.sha256(make().theta) in lines[1]
+
+
+def test_shapes_of_theta_follow_the_settings_and_the_code(monkeypatch):
+  module = types.ModuleType("changing")
+  monkeypatch.setitem(sys.modules, "changing", module)
+
+  def define(rows):
+    def make(size=1):
+      mlp = optimizers.get("adafac_mlp", hidden=2)
+      return mlp._replace(
+          init=lambda key: {"w": jnp.zeros((rows, int(size) + 1))})
+    module.make = make
+
+  shape = lambda **settings: optimizers.theta_shapes(
+      "changing:make", **settings)["w"].shape
+  define(rows=3)
+  assert [shape(size=x) for x in (1, 2, 1)] == [(3, 2), (3, 3), (3, 2)]
+  define(rows=5)
+  assert shape(size=1) == (5, 2)
+  assert shape(size=np.int64(2)) == (5, 3)  # no JSON value
+  with pytest.raises(ValueError, match="sise"):
+    shape(sise=1)

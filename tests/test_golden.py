@@ -55,7 +55,7 @@ def read(path):
         str(arrays["settings"]))
     artifact = artifact_lib.Artifact(
         name, settings, "standard", artifact_lib.unflatten(
-            optimizers.get(name, **settings), part("theta")))
+            optimizers.theta_shapes(name, **settings), part("theta")))
   num_steps = int(arrays["num_steps"]) if "num_steps" in arrays else None
   return part, artifact.lopt.opt_fn(artifact.theta, num_steps=num_steps)
 

@@ -1,7 +1,11 @@
 """One learned optimizer per file; each file exports `make(**settings)`."""
 
 import functools
+import json
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from learned_opt import base
 from learned_opt import registry
@@ -20,6 +24,38 @@ names = functools.partial(registry.names, __name__)
 def get(name: str, /, **settings) -> base.LearnedOptimizer:
   """Return the learned optimizer of this name; see `registry.get`."""
   return sharding.automatic(registry.get(__name__, name, **settings))
+
+
+def theta_shapes(name: str, /, **settings) -> Any:
+  """Return the tree of shapes and dtypes of theta, without computing theta.
+
+  Args:
+    name: of the optimizer.
+    **settings: arguments of its `make`.
+
+  Raises:
+    ValueError: see `registry.get`.
+  """
+  make = registry.find(__name__, name)
+  try:
+    # JSON, because 1, 1.0 and True are equal keys, but not equal settings.
+    text = json.dumps(settings)
+  except (TypeError, ValueError):  # settings that no file can hold
+    return _shapes(get(name, **settings))
+  return _known_shapes(make, name, text, jnp.result_type(float))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_shapes(make, name: str, settings: str, default_dtype) -> Any:
+  """Return the shapes of theta; tracing `init` takes a millisecond."""
+  # A `make` that was defined anew under the same name is another key, and so is
+  # another default dtype.
+  del make, default_dtype
+  return _shapes(get(name, **json.loads(settings)))
+
+
+def _shapes(lopt: base.LearnedOptimizer) -> Any:
+  return jax.eval_shape(lopt.init, jax.random.key(0))
 
 
 def all_settings(name: str, /, **settings) -> dict[str, Any]:
