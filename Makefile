@@ -58,9 +58,13 @@ lock:
 clean:
 	rm -rf .venv .cache build dist *.egg-info
 
+# uv installs in a tenth of the time that pip takes; where it cannot, pip does.
 .venv/ready: requirements.lock setup.cfg
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet uv && $(BIN)/uv pip install --quiet \
+	  --python $(BIN)/python --require-hashes \
+	  -r requirements.lock || \
+	  $(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable . \
 	  --config-settings editable_mode=compat
 	touch $@
