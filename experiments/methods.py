@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import inspect
 import re
-from typing import Any, Callable, NamedTuple, Sequence
+import types
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -56,6 +57,8 @@ class Method(NamedTuple):
     gradient_width: width whose gradient magnitudes the optimizer receives, see
       `with_gradients_of`; None for unchanged gradients.
     source: text of the file that describes the optimizer, or "".
+    meta_trained: {axis: (smallest, largest)} of the tasks of meta-training, as
+      far as the record of a learned optimizer has it.
   """
 
   label: str
@@ -64,6 +67,7 @@ class Method(NamedTuple):
   tuned_at_base: bool = False
   gradient_width: int | None = None
   source: str = ""
+  meta_trained: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
 
 
 def parse(names: list[str], schedules: list[str],
@@ -266,9 +270,13 @@ def _learned(label: str, artifact: artifact_lib.Artifact,
     # The key is missing without a width, so that older identities stay valid.
     identity["gradient_width"] = gradient_width
     label = f"{label}, gradients as at width {gradient_width}"
+  trained = artifact.trained
+  axes = {"num_steps": trained.horizon, "width": trained.widths,
+          "batch_size": trained.batch_sizes}
   return Method(label, artifact.parametrization, [Candidate(
       artifact.lopt.opt_fn, artifact.theta, "", None, identity)],
-                gradient_width=gradient_width)
+                gradient_width=gradient_width,
+                meta_trained={k: v for k, v in axes.items() if v})
 
 
 def with_bfloat16_state(name: str, trust: Sequence[str] = ()) -> Method:

@@ -100,6 +100,21 @@ def test_plot_along_an_axis(saved):
     assert learned.get_color() != baseline.get_color()
 
 
+@pytest.mark.parametrize("last", [1.5, 1000.0, float("inf"), float("nan")])
+def test_plot_of_final_losses_along_an_axis(saved, last):
+  trained = {"learned": {"width": (8, 32), "num_steps": (10, 20)}}
+  report.figures.plot_final(
+      runs(["width 64", "width 128"], last), pathlib.Path("x.png"), "mlp",
+      trained)
+  panel, = saved[0].axes
+  assert [x.get_text() for x in saved[0].legends[0].get_texts()] == [
+      "AdamW", "learned", "meta-training"]
+  assert list(panel.get_xticks()) == [8, 32, 64, 128]
+  band, = [x for x in panel.patches if x.get_label() == "meta-training"]
+  assert (band.get_x(), band.get_x() + band.get_width()) == (8, 32)
+  assert panel.get_ylim()[0] < 1 and panel.get_ylim()[1] <= 4
+
+
 def test_plot_of_unrelated_tasks(saved):
   report.plot(runs(["conv", "mlp"]), pathlib.Path("x.png"))
   report.plot(runs(["mlp"]), pathlib.Path("x.png"))

@@ -35,8 +35,8 @@ def write(results: pd.DataFrame, folder: pathlib.Path, title: str = "",
           **record: Any) -> str:
   """Write the files of a comparison; return the tables.
 
-  The files are results.csv, table.md, transfer.png, and what `write_page`
-  reads.
+  The files are results.csv, table.md, transfer.png, final.png if the targets
+  lie along an axis, and what `write_page` reads.
 
   Args:
     results: result of `transfer.Study.compare`.
@@ -50,6 +50,9 @@ def write(results: pd.DataFrame, folder: pathlib.Path, title: str = "",
   text = "\n\n".join(x for x in (table(results), summary(results)) if x)
   (folder / "table.md").write_text(text + "\n")
   plot(results, folder / "transfer.png", title)
+  if axis_of(list(results["target"].unique())):
+    figures.plot_final(results, folder / "final.png", title,
+                       record.get("meta_trained", {}))
   return f"{text}\n\nPlot: {folder / 'transfer.png'}"
 
 

@@ -105,6 +105,50 @@ def _plot_curves(panel, results: pd.DataFrame, target: str,
   return 2 * max(starts)
 
 
+def plot_final(results: pd.DataFrame, path: pathlib.Path, title: str,
+               meta_trained: dict[str, dict[str, tuple[int, int]]]) -> None:
+  """Plot the final train losses of targets along an axis, alone and large.
+
+  Grey is the range of meta-training. Losses of runs that diverge are cut off.
+
+  Args:
+    results: see `plot`; their targets lie along an axis.
+    path: file of the plot.
+    title: name of the task.
+    meta_trained: {method: {axis: (smallest, largest)}}.
+  """
+  matplotlib.use("Agg")
+  from matplotlib import pyplot as plt
+  targets = [str(x) for x in results["target"].unique()]
+  name, values = axis_of(targets) or ("", [])
+  figure, panel = plt.subplots(figsize=(8, 4.2), layout="constrained")
+  style_of = styles(results)
+  _plot_final(panel, results, targets, style_of)
+  ranges = [x[name] for x in meta_trained.values() if name in x]
+  if ranges:
+    low, high = min(x for x, _ in ranges), max(x for _, x in ranges)
+    panel.axvspan(low, high, color="0.88", zorder=0, label="meta-training")
+    values = sorted({*values, low, high})
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+  starts = [curve[0] for curve in results["curve"]]
+  panel.set_ylim(top=min(
+      panel.get_ylim()[1], 2 * np.nanmax(starts, initial=0) or np.inf))
+  _set_log_ticks(panel)
+  panel.set(title="", ylabel="final train loss")
+  figure.suptitle(title, fontsize="medium")
+  for line, method in zip(panel.get_lines(), style_of):
+    line.set_label(method)
+  # In the order of the lines' right ends, from above; grey comes last.
+  ends = {line.get_label(): np.nan_to_num(
+      np.asarray(line.get_ydata())[-1], nan=np.inf)
+          for line in panel.get_lines()}
+  legend = sorted(zip(*panel.get_legend_handles_labels()),
+                  key=lambda entry: -ends.get(entry[1], -np.inf))
+  figure.legend(*zip(*legend), loc="outside right upper", fontsize="medium")
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
 def _plot_final(panel, results: pd.DataFrame, targets: list[str],
                 style_of: dict[str, dict]) -> None:
   """Plot the final train loss of each target with its bootstrap interval."""

@@ -43,7 +43,8 @@ def save(folder: pathlib.Path, results: pd.DataFrame, title: str,
     folder: an existing folder, with command.txt.
     results: a row for each run.
     title: title of the study.
-    record: what else the report says: seeds, tuning_seeds, tune_on, sources.
+    record: what else the report says: tuning_seeds, tune_on, sources,
+      meta_trained.
   """
   content = io.BytesIO()
   with gzip.GzipFile("", "wb", fileobj=content, mtime=0) as file:

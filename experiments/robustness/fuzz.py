@@ -14,8 +14,8 @@ the result is what another reader finds in the file (second_reader.py); and if
 it has no other effect: no file written, no program or connection started, no
 pickle, no import of named code.
 
-10,000 cases take about half a minute. The exit status is 1 if any case fails, or if
-the process that reads needs more memory than PEAK; --first=SEED --count=1
+10,000 cases take about half a minute. The exit status is 1 if any case fails,
+or if the process that reads needs more memory than PEAK; --first=SEED --count=1
 repeats one case. After an interruption the command lists the failures so far
 and the flags to continue.
 """

@@ -304,7 +304,9 @@ def record_of(compared: list[methods.Method], num_tuning_seeds: int,
   return {"tuning_seeds": [
               FIRST_TUNING_SEED + i for i in range(num_tuning_seeds)],
           "tune_on": tune_on,
-          "sources": {m.label: m.source for m in compared if m.source}}
+          "sources": {m.label: m.source for m in compared if m.source},
+          "meta_trained": {m.label: dict(m.meta_trained) for m in compared
+                           if m.meta_trained}}
 
 
 def define_flags() -> None:
