@@ -25,9 +25,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # For the tests of 8 devices, see `parallel.set_cpu_devices`; all others run on
 # the first.
 jax.config.update("jax_num_cpu_devices", 17)
-# Compiled programs are kept from one test run to the next.
 # Two programs at a time on more devices than cores may wait for each other.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+# Compiled programs are kept from one test run to the next.
 jax.config.update("jax_compilation_cache_dir", os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")))
@@ -35,9 +35,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_finish():
-  """Keep what is imported out of all further garbage collections."""
+  """Keep what is imported out of garbage collections, which become rare.
+
+  Traces allocate hundreds of thousands of objects, nearly all of which die
+  without a collection.
+  """
   gc.collect()
   gc.freeze()
+  gc.set_threshold(50_000, 10, 10)
 
 
 # Ranks 0 to 4, ties between axis sizes, and both sides of the size at which
