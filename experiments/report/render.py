@@ -138,6 +138,8 @@ def as_markdown(title: str, parts: list[page.Section]) -> str:
   """Return the page as Markdown; the plots are in report.html only."""
   pieces = [f"# {title}", "The page with plots: [report.html](report.html)."]
   for part in parts:
+    if not part.text and not part.code and part.table is None:
+      continue  # plots alone
     pieces.append(f"## {part.title}")
     pieces += [part.text] if part.text else []
     if part.code:
