@@ -20,7 +20,8 @@ quickstart: .venv/ready
 	  --schedules=constant --num_steps=300 --seeds=5 --tuning_seeds=3 \
 	  --bfloat16_state
 
-test: lint types
+test: .venv/ready
+	$(MAKE) -j 2 lint types
 	$(BIN)/python -m pytest
 
 lint: .venv/ready

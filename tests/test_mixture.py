@@ -19,7 +19,7 @@ from tasks import suites
 
 
 def mixture():
-  """Return a config of two classifiers and a language model.
+  """Return a config of a classifier and a language model.
 
   The parameters of the "mlp" task are rescaled at random.
   """
@@ -27,7 +27,6 @@ def mixture():
   config.tasks = {
       "mlp": {"name": "mlp", "width": 4, "depth": 1,
               "augment": {"level": "tensor", "low": 0.1, "high": 10.0}},
-      "conv": {"name": "conv", "width": 4, "depth": 1},
       "lm": {"name": "transformer_lm", "width": 8, "length": 4}}
   for section in config.tasks.values():
     section.batch_size = 4
@@ -50,7 +49,7 @@ def test_resumes_bit_exactly(tmp_path, monkeypatch):
   assert whole == parts
   rows = metrics.read(paths[0] / "metrics.jsonl")
   assert len(rows) == 6
-  names = ("conv", "lm", "lm", "mlp")  # lm has twice the weight
+  names = ("lm", "lm", "mlp")  # lm has twice the weight
   losses = np.array(
       [[row[f"{name}/meta_loss"] for name in names] for row in rows])
   assert np.all(np.isfinite(losses))

@@ -3,8 +3,10 @@
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 
 import jax
 import pytest
@@ -39,9 +41,24 @@ def check_losses(text: str) -> None:
   assert losses[0] > 2 and losses[-1] < 0.2, text
 
 
+def run_here(name: str, *flags: str, monkeypatch, capsys) -> str:
+  """Run an example in this process, which has imported jax; see `run`.
+
+  Ranks may be promoted, as where users run it.
+  """
+  path = ROOT / "examples" / f"{name}.py"
+  monkeypatch.setattr(sys, "argv", [str(path), *flags])
+  monkeypatch.syspath_prepend(str(path.parent))
+  with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+    warnings.simplefilter("error")
+    runpy.run_path(str(path), run_name="__main__")
+  return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["flax_nnx", "equinox_mlp", "haiku_mlp"])
-def test_loss_falls(name):
-  check_losses(run(name, "--width=64", "--num_steps=30"))
+def test_loss_falls(name, monkeypatch, capsys):
+  check_losses(run_here(name, "--width=64", "--num_steps=30",
+                        monkeypatch=monkeypatch, capsys=capsys))
 
 
 def test_state_is_sharded():

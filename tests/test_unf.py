@@ -1,14 +1,13 @@
 """The terms and the symmetry of unf."""
 
 import pathlib
-import subprocess
-import sys
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_training_loops
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import kinds as kinds_lib
@@ -158,15 +157,13 @@ def test_theta_serves_any_depth_and_odd_leaves():
   assert jnp.all(updates["layer_12"]["w"] != 0)
 
 
-def test_example(tmp_path):
+def test_example(tmp_path, monkeypatch, capsys):
   settings = optimizers.all_settings("unf", hidden=4)
   theta = jax.device_get(
       optimizers.get("unf", **settings).init(jax.random.key(0)))
   mulo.save(tmp_path / "theta.safetensors", artifact_lib.Artifact(
       "unf", settings, "standard", theta))
-  done = subprocess.run(
-      [sys.executable, "-W", "error", "examples/unf_mlp.py",
-       str(tmp_path / "theta.safetensors")], cwd=ROOT, capture_output=True,
-      text=True)
-  assert done.returncode == 0, done.stderr
-  assert float(done.stdout.split()[-1]) < 1
+  printed = test_training_loops.run_here(
+      "unf_mlp", str(tmp_path / "theta.safetensors"), monkeypatch=monkeypatch,
+      capsys=capsys)
+  assert float(printed.split()[-1]) < 1
