@@ -89,9 +89,10 @@ class Vit(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Conv(self.width, (4, 4), (4, 4))(x).reshape(2, 4, -1)
+    x = nn.Conv(self.width, (4, 4), (4, 4))(x)
+    x = x.reshape(len(x), 4, -1)
     cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
-    x = jnp.concatenate([jnp.tile(cls, (2, 1, 1)), x], 1)
+    x = jnp.concatenate([jnp.tile(cls, (len(x), 1, 1)), x], 1)
     x = x + self.param("pos", nn.initializers.normal(), (1, 5, self.width))
     h = nn.LayerNorm()(x)
     x = x + nn.MultiHeadDotProductAttention(self.width // 4)(h, h)

@@ -2,13 +2,18 @@
 
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
+from experiments.around import doctor_study
+from learned_opt import artifact as artifact_lib
+from learned_opt import optimizers
 from learned_opt import schedules
 import mulo
 from mulo.diagnosis import doctor as doctor_lib
@@ -82,6 +87,72 @@ def test_warnings_before_training():
   declared = {"heads": mulo.scaling.Override(inputs=(0,), outputs=(1, 2))}
   assert not doctor_lib.traced(
       load, shapes(16), shapes(8), 100, {"overrides": declared})[2]
+
+
+def test_kernels_the_other_way_round():
+  """The layout also tells the rivals which axes are inputs."""
+  def turned(key, width):
+    return {"first": {"weight": init(key, width)["in"].T,
+                      "bias": jnp.zeros(width)},
+            "hidden": init(key, width)["hidden"],
+            "last": {"weight": init(key, width)["out"].T,
+                     "bias": jnp.zeros(2)}}
+
+  def turned_loss(params, key, width):
+    x = jax.random.normal(key, (8, 3))
+    hidden = jnp.tanh(x @ params["first"]["weight"].T
+                      + params["first"]["bias"][None])
+    outputs = (jnp.tanh(hidden @ params["hidden"].T)
+               @ params["last"]["weight"].T + params["last"]["bias"][None])
+    return jnp.mean((outputs - x[:, :2])**2)
+
+  found = mulo.doctor(
+      turned, turned_loss, width=WIDTH, widths=WIDTHS, num_steps=100,
+      trial_steps=STEPS, layout="out_in",
+      optimizer=lambda layout, **shapes: adamw(**shapes))
+  assert found.speedups["AdamW"].mean == 1 and found.warnings == ()
+
+
+NETWORK = """
+import jax
+import jax.numpy as jnp
+
+
+def init(key, width):
+  return {"in": jax.random.normal(key, (3, width)), "out": jnp.zeros(width)}
+
+
+def loss(params, key, width):
+  x = jax.random.normal(key, (8, 3))
+  return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] - x[:, 0])**2)
+"""
+
+
+def test_study_of_predictions(tmp_path, monkeypatch, capsys):
+  (tmp_path / "network_bowl.py").write_text(NETWORK)
+  lopt = optimizers.get("hyperparam_adam")
+  mulo.save(tmp_path / "a.safetensors", artifact_lib.Artifact(
+      "hyperparam_adam", optimizers.all_settings("hyperparam_adam"), "mup",
+      jax.device_get(lopt.init(jax.random.key(0)))))
+  flags = types.SimpleNamespace(
+      workdir=str(tmp_path / "study"), width=16, widths=["4", "8"],
+      networks=[str(tmp_path / "network_bowl.py")], seeds=2, num_steps=20,
+      optimizer=str(tmp_path / "a.safetensors"), trial_steps=10)
+  doctor_study.main(flags)
+  printed = capsys.readouterr().out
+  results = pd.read_csv(tmp_path / "study" / "results.csv")
+  assert list(results["rival"]) == ["AdamW", "Muon"]
+  assert set(results["network"]) == {"bowl"}
+  inside = results["mean"].between(results["low"], results["high"])
+  assert list(inside) == list(results["inside"])
+  assert f"{inside.sum()} of 2 measured speed-ups are inside" in printed
+  assert (tmp_path / "study" / "prediction.png").exists()
+  monkeypatch.setattr(doctor_study, "rows", print)  # whose result is no rows
+  doctor_study.main(flags)
+  assert capsys.readouterr().out == printed
+  (tmp_path / "network_bowl.py").write_text("init = loss = 3")
+  with pytest.raises(ValueError, match="it has no init"):
+    doctor_study.main(flags)
 
 
 def test_speedup_formula():

@@ -133,8 +133,8 @@ def doctor(init: Init, loss: Loss, *, width: int, widths: Sequence[int],
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # copies are narrow, and trials are short
     txs = {n: load(shapes_of(width), trial_steps) for n in widths}
-    trials = [_trial(init, loss, txs[n], n, shapes_of(width), trial_steps,
-                     jax.random.fold_in(key, n)) for n in widths]
+    trials = [trial(init, loss, txs[n], n, shapes_of(width), trial_steps,
+                    jax.random.fold_in(key, n), settings) for n in widths]
     report = coord_check_lib.coord_check(
         init, functools.partial(_with_layers, loss), lambda n: txs[n], widths,
         seeds=1, steps=CHECK_STEPS, limits=None,
@@ -149,7 +149,7 @@ def doctor(init: Init, loss: Loss, *, width: int, widths: Sequence[int],
           x.losses["optimizer"], x.losses[rival]) for x in trials])
        for rival in RIVALS},
       {rival: tuple(x.rates[rival] for x in trials) for rival in RIVALS},
-      {name: tuple(_final(x.losses[name]) for x in trials)
+      {name: tuple(final(x.losses[name]) for x in trials)
        for name in ("optimizer", *RIVALS)},
       sum(x.size for x in jax.tree.leaves(shapes_of(width))),
       sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
@@ -223,31 +223,42 @@ def traced(load: Callable[..., optax.GradientTransformationExtraArgs],
     warnings.simplefilter("always")
     tx = load(base_shapes, num_steps)
     state = jax.eval_shape(tx.init, params)
-  inference = {x: settings[x] for x in roles_lib.SETTINGS if x in settings}
-  infos = roles_lib.infer(
-      params, base_shapes, **{"readout": False, **inference})
+  infos = roles_lib.infer(params, base_shapes, **_inference(settings))
   return tx, state, [str(x.message) for x in caught] + [
       f"{path}: shapes do not tell {info.open}; declare it in overrides."
       for path, info in infos.items() if info.open]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trial:
-  """Runs of one copy: losses [steps], best rates, and frozen parameters."""
+class Trial:
+  """Runs of a network: losses [steps], best rates, and frozen parameters."""
 
   losses: dict[str, np.ndarray]
   rates: dict[str, float]
   frozen: list[str]
 
 
-def _trial(init: Init, loss: Loss, tx: optax.GradientTransformationExtraArgs,
-           width: int, other_shapes: Any, num_steps: int, key: jax.Array
-           ) -> _Trial:
-  """Train one copy by the optimizer and by its rivals."""
+def trial(init: Init, loss: Loss, tx: optax.GradientTransformationExtraArgs,
+          width: int, other_shapes: Any, num_steps: int, key: jax.Array,
+          settings: dict[str, Any]) -> Trial:
+  """Train one network by the optimizer and by its rivals.
+
+  Args:
+    init: see `doctor`.
+    loss: see `doctor`.
+    tx: the optimizer.
+    width: of this network.
+    other_shapes: shapes of the network at another width.
+    num_steps: of each run.
+    key: of initial parameters and batches.
+    settings: see `doctor`.
+  """
   params = init(key, width)
   of_batch = functools.partial(_loss_alone, loss, width=width)
 
-  def run(tx: optax.GradientTransformation) -> tuple[jax.Array, Any]:
+  # Keys and parameters are arguments: another key needs no other program.
+  def run(tx: optax.GradientTransformation, params: Any, key: jax.Array
+          ) -> tuple[jax.Array, Any]:
     tx = optax.with_extra_args_support(tx)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -261,30 +272,42 @@ def _trial(init: Init, loss: Loss, tx: optax.GradientTransformationExtraArgs,
         jax.random.split(jax.random.fold_in(key, 1), num_steps))
     return losses, jax.grad(of_batch)(end, key)
 
-  own, grads = jax.jit(lambda: run(tx))()
+  def curves_of(rule: Rule, rates: jax.Array) -> np.ndarray:
+    runs = jax.vmap(lambda rate, params, key: run(rule(rate), params, key)[0],
+                    (0, None, None))
+    return np.asarray(jax.jit(runs)(rates, params, key))
+
+  own, grads = jax.jit(functools.partial(run, tx))(params, key)
   losses, rates = {"optimizer": np.asarray(own)}, {}
-  for rival, rules in _rivals(num_steps, other_shapes).items():
+  for rival, rules in _rivals(
+      num_steps, other_shapes, _inference(settings)).items():
     grid = RIVALS[rival]
-    curves = np.concatenate([np.asarray(jax.jit(jax.vmap(
-        lambda rate, rule=rule: run(rule(rate))[0]))(jnp.float32(grid)))
-                             for rule in rules])
-    best = int(np.argmin([_final(x) for x in curves]))
+    curves = np.concatenate(
+        [curves_of(rule, jnp.float32(grid)) for rule in rules])
+    best = int(np.argmin([final(x) for x in curves]))
     losses[rival], rates[rival] = curves[best], grid[best % len(grid)]
   frozen = [
       f"{base.path_of(path)} has a gradient of exactly 0 after training: is it "
       "used? Mask it if it is frozen."
       for path, g in jax.tree_util.tree_leaves_with_path(grads)
       if not np.any(np.asarray(g))]
-  return _Trial(losses, rates, frozen)
+  return Trial(losses, rates, frozen)
 
 
-def _final(losses: np.ndarray) -> float:
+def _inference(settings: dict[str, Any]) -> dict[str, Any]:
+  """Return the arguments of `roles.infer` among settings of `mulo.load`."""
+  return {"readout": False,
+          **{x: settings[x] for x in roles_lib.SETTINGS if x in settings}}
+
+
+def final(losses: np.ndarray) -> float:
   """Return the mean over the last tenth, infinite if it is not finite."""
   value = float(np.mean(losses[-max(1, len(losses) // 10):]))
   return value if np.isfinite(value) else float("inf")
 
 
-def _rivals(num_steps: int, other_shapes: Any) -> dict[str, list[Rule]]:
+def _rivals(num_steps: int, other_shapes: Any, inference: dict[str, Any]
+            ) -> dict[str, list[Rule]]:
   """Return {rival: rules}, functions of the peak learning rate."""
 
   def rate(peak: Any) -> optax.Schedule:
@@ -292,7 +315,7 @@ def _rivals(num_steps: int, other_shapes: Any) -> dict[str, list[Rule]]:
         "linear", WARM_UP, jnp.asarray(step), num_steps)
 
   def hidden(params: Any) -> Any:
-    infos = roles_lib.infer(params, other_shapes, readout=False)
+    infos = roles_lib.infer(params, other_shapes, **inference)
     return jax.tree_util.tree_map_with_path(
         lambda path, _: optax.contrib.MuonDimensionNumbers(
             infos[base.path_of(path)].inputs, infos[base.path_of(path)].outputs)
