@@ -8,7 +8,7 @@ optimizer is than a tuned AdamW and a tuned Muon. Here the network itself is
 then trained, too: by the optimizer and by both rivals at all of their learning
 rates, with seeds of its own, and for --num_steps, which is longer than copies
 are tried. A network is a file with the functions `init` and `loss` that
-`mulo.doctor` takes, and possibly SETTINGS, further arguments of it.
+`mulo.doctor` takes, and possibly SETTINGS, further arguments of `mulo.load`.
 
 Writes results.csv, table.md, prediction.png and command.txt to the workdir. A
 second run skips the networks that are done.
@@ -16,9 +16,6 @@ second run skips the networks that are done.
 
 import functools
 import pathlib
-import runpy
-import sys
-from typing import Any
 
 from absl import flags
 import jax
@@ -30,36 +27,20 @@ from experiments import command
 from experiments import report
 from experiments import sweep
 import mulo
+from mulo._cli import networks
 from mulo.diagnosis import doctor as doctor_lib
 from mulo.diagnosis import speed
 
 FIRST_SEED = 100  # of the networks themselves; copies have seed 0
 
 
-def load(path: str) -> dict[str, Any]:
-  """Return init, loss and SETTINGS of a file.
-
-  Raises:
-    ValueError: it does not have both functions.
-    OSError: there is no such file.
-  """
-  sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
-  found = runpy.run_path(path)
-  for name in ("init", "loss"):
-    if not callable(found.get(name)):
-      raise ValueError(f"{path} must have functions init(key, width) and "
-                       f"loss(params, key, width); it has no {name}.")
-  return {"init": found["init"], "loss": found["loss"],
-          "settings": found.get("SETTINGS", {})}
-
-
-def rows(network: dict[str, Any], optimizer: str, width: int,
+def rows(path: str, optimizer: str, width: int,
          widths: tuple[int, ...], trial_steps: int, num_steps: int, seeds: int
          ) -> sweep.Rows:
   """Return a row for each rival: what copies predict and what is measured.
 
   Args:
-    network: result of `load`.
+    path: file of the network.
     optimizer: name or file, see `mulo.load`.
     width: of the network itself.
     widths: of the copies.
@@ -67,7 +48,7 @@ def rows(network: dict[str, Any], optimizer: str, width: int,
     num_steps: steps of the network itself.
     seeds: runs of the network itself.
   """
-  init, loss, settings = (network[x] for x in ("init", "loss", "settings"))
+  init, loss, settings = networks.network(path)
   found = mulo.doctor(init, loss, width=width, widths=widths,
                       num_steps=num_steps, optimizer=optimizer,
                       trial_steps=trial_steps, **settings)
@@ -108,9 +89,9 @@ def table(results: pd.DataFrame) -> str:
 def plot(results: pd.DataFrame, path: pathlib.Path) -> None:
   """Draw predictions as bars and measurements as dots, a panel per rival."""
   rivals = list(dict.fromkeys(results["rival"]))
-  networks = list(dict.fromkeys(results["network"]))
   figure = figure_lib.Figure(
-      (4.5 * len(rivals), 1 + 0.4 * len(networks)), layout="constrained")
+      (4.5 * len(rivals), 1 + 0.4 * results["network"].nunique()),
+      layout="constrained")
   for axis, rival in zip(
       figure.subplots(1, len(rivals), sharey=True, squeeze=False)[0], rivals):
     own = results[results["rival"] == rival]
@@ -151,23 +132,24 @@ def define_flags() -> None:
 def main(flags) -> None:
   """Compare predictions with measurements; write and print the table."""
   widths = command.parse_integers("widths", flags.widths)
-  networks = {pathlib.Path(path).stem.removeprefix("network_"): path
-              for path in flags.networks}
-  loaded = {name: load(path) for name, path in networks.items()}
+  paths = {pathlib.Path(path).stem.removeprefix("network_"): path
+           for path in flags.networks}
+  for path in paths.values():  # so that wrong files are found before any run
+    networks.network(path)
   folder = pathlib.Path(flags.workdir)
   folder.mkdir(parents=True, exist_ok=True)
   command.write_command(folder)
   settings = {"optimizer": flags.optimizer, "width": flags.width,
               "widths": tuple(widths), "trial_steps": flags.trial_steps,
               "num_steps": flags.num_steps, "seeds": flags.seeds}
-  with command.progress(len(networks), "network", "comparing") as bar:
+  with command.progress(len(paths), "network", "comparing") as bar:
     found = sweep.run_cells(folder / "cells", [sweep.Cell(
         {"source": pathlib.Path(path).read_text(), "jax": jax.__version__,
          **settings, "widths": list(widths)},
-        functools.partial(rows, loaded[name], **settings))
-        for name, path in networks.items()], bar)
+        functools.partial(rows, path, **settings))
+        for path in paths.values()], bar)
   results = pd.DataFrame([{"network": name, **row} for name, part in zip(
-      networks, found) for row in part])
+      paths, found) for row in part])
   results["mean"] = [float(np.exp(np.mean(np.log(x))))
                      for x in results["measured"]]
   results["inside"] = results["mean"].between(results["low"], results["high"])

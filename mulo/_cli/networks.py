@@ -1,7 +1,8 @@
 """`mulo doctor` and `mulo explain`: an optimizer on a network of the user's.
 
 The network is a Python file with two functions, `init(key, width) -> params`
-and `loss(params, key, width) -> loss`; see `mulo.doctor`.
+and `loss(params, key, width) -> loss`; see `mulo.doctor`. SETTINGS in it are
+arguments of `mulo.load`, such as {"layout": "out_in"} for equinox.
 """
 
 import argparse
@@ -50,8 +51,8 @@ def _numbers(text: str) -> tuple[int, ...]:
   return tuple(int(x) for x in text.split(","))
 
 
-def _network(file: str) -> tuple[Any, Any]:
-  """Return init and loss of a file.
+def network(file: str) -> tuple[Any, Any, dict[str, Any]]:
+  """Return init and loss of a file, and its SETTINGS for `mulo.load`, if any.
 
   Raises:
     ValueError: it does not have both functions.
@@ -63,7 +64,7 @@ def _network(file: str) -> tuple[Any, Any]:
     if not callable(found.get(name)):
       raise ValueError(f"{file} must have functions init(key, width) and "
                        f"loss(params, key, width); it has no {name}.")
-  return found["init"], found["loss"]
+  return found["init"], found["loss"], found.get("SETTINGS", {})
 
 
 def doctor(arguments: list[str]) -> str:
@@ -71,7 +72,7 @@ def doctor(arguments: list[str]) -> str:
 
   Raises:
     UsageError: wrong arguments.
-    ValueError, OSError: see `_network` and `mulo.doctor`.
+    ValueError, OSError: see `network` and `mulo.doctor`.
   """
   parser = _parser()
   parser.add_argument(
@@ -81,11 +82,11 @@ def doctor(arguments: list[str]) -> str:
                       help="steps of each copy; default: 200")
   flags = parser.parse_args(arguments)
   widths = flags.widths or tuple(flags.width // n for n in (16, 8, 4))
-  init, loss = _network(flags.file)
+  init, loss, settings = network(flags.file)
   return mulo.doctor(
       init, loss, width=flags.width, widths=widths, num_steps=flags.num_steps,
       optimizer=flags.optimizer, trial_steps=flags.trial_steps,
-      seed=flags.seed).text()
+      seed=flags.seed, **settings).text()
 
 
 def explain(arguments: list[str]) -> str:
@@ -93,7 +94,7 @@ def explain(arguments: list[str]) -> str:
 
   Raises:
     UsageError: wrong arguments.
-    ValueError, OSError: see `_network`, `mulo.load` and `mulo.probe`.
+    ValueError, OSError: see `network`, `mulo.load` and `mulo.probe`.
   """
   parser = _parser()
   parser.add_argument(
@@ -102,13 +103,13 @@ def explain(arguments: list[str]) -> str:
   parser.add_argument("--out", default="explain.html",
                       help="page that is written; default: explain.html")
   flags = parser.parse_args(arguments)
-  init, loss = _network(flags.file)
+  init, loss, settings = network(flags.file)
   key = jax.random.key(flags.seed)
   tx = mulo.probe(mulo.load(
       flags.optimizer, num_steps=flags.num_steps,
       base_shapes=mulo.scaling.base_shapes(
-          functools.partial(init, key), flags.base_width or flags.width // 2)),
-      flags.num_steps)
+          functools.partial(init, key), flags.base_width or flags.width // 2),
+      **settings), flags.num_steps)
 
   def of_batch(params: Any, key: jax.Array) -> jax.Array:
     value = loss(params, key, flags.width)
