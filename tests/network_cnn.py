@@ -10,6 +10,6 @@ def init(key, width):
 
 
 def loss(params, key, width):
-  images, labels = network_data.digits(key)
+  images, labels = network_data.digits(key, 16)
   logits = public_models.Cnn(width).apply(params, images.reshape(-1, 8, 8, 1))
   return network_data.cross_entropy(logits, labels // 2)  # it has 5 outputs
