@@ -9,6 +9,7 @@ import pytest
 from learned_opt import kinds as kinds_lib
 from learned_opt import optimizers
 from learned_opt.update import blocks
+from learned_opt.update import groups
 import mulo
 from mulo import testing
 
@@ -132,3 +133,24 @@ def test_the_check_sees_one_unit_for_all_layers():
   with pytest.raises(AssertionError, match="dense/"):
     dict((c.__name__, c) for c in testing.CHECKS)["stacked_layers"](
         lambda: optax.lamb(0.1))
+
+
+@pytest.mark.parametrize("layers, shape", [
+    (False, (3, 4)), (False, ()), (True, (2, 3)), (True, (2,))])
+def test_parameters_of_one_shape_are_traced_once(layers, shape):
+  """The rule is most of the time that a program takes to be traced."""
+  traces = []
+
+  def step_one(grad, param, state, step, context):
+    del param, step, context
+    traces.append(grad.shape)
+    return -grad, {"sum": state["sum"] + grad.reshape(state["sum"].shape)}
+
+  each = [(normal(i, *shape), normal(i, *shape),
+           {"sum": jnp.zeros(shape)}, None) for i in range(3)]
+  results = jax.jit(lambda each, step: groups.apply(
+      step_one, each, step, False, layers))(each, jnp.int32(0))
+  assert traces == [shape[layers:] or (1,)]
+  for (grad, *_), (update, state) in zip(each, results):
+    np.testing.assert_array_equal(update.reshape(shape), -grad)
+    np.testing.assert_array_equal(state["sum"], grad)

@@ -49,9 +49,7 @@ def apply(step_one, each, step, in_turn, layers):
     together = functools.partial(stacked, jax.vmap(one) if layers else one)
     if len(each) == 1 or not platform.is_cpu():
       return together(each)
-    shapes = jax.eval_shape(together, each)
-    zeros = lambda each: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = functools.partial(_zeros, layers)
     # Always true, but XLA does not know. Without the branch, XLA fuses the rule
     # with each use of an update; ten parameters then made a program five times
     # as long, which took twice as long to compile.
@@ -72,6 +70,13 @@ def apply(step_one, each, step, in_turn, layers):
     if in_turn and platform.is_cpu():
       after = step + _zero(results[-1][0])
   return results
+
+
+def _zeros(layers, each):
+  """Return zeros of the shapes that the result of `apply` has."""
+  update = jax.vmap(wide) if layers else wide
+  return [(jnp.zeros_like(update(grad)), jax.tree.map(jnp.zeros_like, state))
+          for grad, _, state, _ in each]
 
 
 def _one_body(rule, step, each):
