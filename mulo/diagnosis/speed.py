@@ -1,7 +1,7 @@
 """Speed of one training run compared with another, and its interval."""
 
 import math
-from typing import NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 class Speedup(NamedTuple):
-  """Steps that a reference takes / steps of the optimizer, to the same loss.
+  """Steps that a reference takes / steps of the optimizer, see `speedup`.
 
   Attributes:
     mean: geometric mean over the copies.
@@ -35,22 +35,28 @@ def trailing_mean(losses: np.ndarray) -> np.ndarray:
 
 
 def speedup(losses: np.ndarray, reference: np.ndarray) -> float:
-  """Return the speed-up of a run over a reference of as many steps.
+  """Return the speed-up of a run of n steps over a reference of n steps.
 
-  Curves are means over a tenth of the steps, and the goal is the higher one of
-  the two last losses. The speed-up is the reference's first step at the goal /
-  the run's first step there. A run that diverged has 0; over a reference that
-  diverged, it has infinity.
+  Curves are means over a tenth of the steps.
+
+  * The run ends lower: n / its first step at the reference's last loss.
+  * It ends higher: the reference's first step at the run's last loss / n, less
+    than 1, even if the run was there sooner and then got stuck.
+  * Both end equal: 1.
+  * The run diverged: 0. The reference diverged: infinity.
   """
   finite = [bool(np.all(np.isfinite(x))) for x in (losses, reference)]
   if not all(finite):
     return math.inf if finite[0] else 0.0
   run, other = trailing_mean(losses), trailing_mean(reference)
-  skipped = len(losses) - len(run)
-
-  goal = max(run[-1], other[-1])
-  steps = [skipped + 1 + int(np.argmax(x <= goal)) for x in (other, run)]
-  return steps[0] / steps[1]
+  n, skipped = len(losses), len(losses) - len(run)
+  needed: Callable[[np.ndarray, float], int] = lambda curve, goal: (
+      skipped + 1 + int(np.argmax(curve <= goal)))
+  if run[-1] == other[-1]:
+    return 1.0
+  if run[-1] > other[-1]:
+    return needed(other, run[-1]) / n
+  return n / needed(run, other[-1])
 
 
 def predicted(copies: Sequence[float]) -> Speedup:
