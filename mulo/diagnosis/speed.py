@@ -5,6 +5,7 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
+ROUNDING = 1e-3  # relative difference of losses that is none
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -39,10 +40,11 @@ def speedup(losses: np.ndarray, reference: np.ndarray) -> float:
 
   Curves are means over a tenth of the steps.
 
-  * The run ends lower: n / its first step at the reference's last loss.
-  * It ends higher: the reference's first step at the run's last loss / n, less
-    than 1, even if the run was there sooner and then got stuck.
-  * Both end equal: 1.
+  * The run ends lower: n / the step from which it stays at the reference's last
+    loss or below.
+  * It ends higher: the step from which the reference stays at the run's last
+    loss or below / n, at most 1, even if the run was there before it got stuck.
+  * Both end equal, up to rounding: 1.
   * The run diverged: 0. The reference diverged: infinity.
   """
   finite = [bool(np.all(np.isfinite(x))) for x in (losses, reference)]
@@ -51,8 +53,8 @@ def speedup(losses: np.ndarray, reference: np.ndarray) -> float:
   run, other = trailing_mean(losses), trailing_mean(reference)
   n, skipped = len(losses), len(losses) - len(run)
   needed: Callable[[np.ndarray, float], int] = lambda curve, goal: (
-      skipped + 1 + int(np.argmax(curve <= goal)))
-  if run[-1] == other[-1]:
+      skipped + 1 + int(np.max(np.flatnonzero(curve > goal), initial=-1) + 1))
+  if np.isclose(run[-1], other[-1], rtol=ROUNDING, atol=0):
     return 1.0
   if run[-1] > other[-1]:
     return needed(other, run[-1]) / n
