@@ -28,7 +28,7 @@ def test_rounds_to():
 def test_goals_are_those_of_local_sgd():
   rows = [{"method": method, "workers": 8, "every": 4, "seed": seed,
            "test": test, "local_rate": 0.1, "settings": "",
-           "bytes_per_round": size}
+           "bytes_per_round": size, "edge": False}
           for method, size, tests in (
               (outers.LOCAL_SGD, 4e6, ([3, 2, 1], [5, 4, 3])),
               ("fast", 16e6, ([4, 1, 1], [4, 2, 2]))) for seed, test in
@@ -80,6 +80,32 @@ def test_a_small_comparison(tmp_path):
   assert all(row[-1] < row[0] for row in rows["test"])
   assert len(rows["test"][rows.index[0]]) == 3
   pd.testing.assert_frame_equal(compare(), rows)
+
+
+@pytest.mark.parametrize("optimum, tried, edge", [
+    (0.3, [0.1, 0.3, 1.0], False), (3.0, [0.1, 0.3, 1.0, 3.33, 11.1], False),
+    (1e-9, [0.0012, 0.0037, 0.0111, 0.0333, 0.1, 0.3, 1.0], True)])
+def test_local_rates_grow(tmp_path, monkeypatch, optimum, tried, edge):
+  """While the best local rate is at an edge, the next one is tried."""
+  seen = []
+
+  def curves(section, outer, candidates, seeds, *_):
+    seen.extend(rate for rate, _ in candidates)
+    return [{"seed": seed, "local_rate": rate, "theta": i, "parameters": 1,
+             "valid": [abs(np.log(rate / optimum))], "test": [1.0]}
+            for rate, i in candidates for seed in seeds]
+
+  monkeypatch.setattr(communication, "curves", curves)
+  flags = types.SimpleNamespace(
+      workdir=tmp_path, num_rounds=2, data_dir=None, seeds=2,
+      local_rates=["0.1", "0.3", "1"])
+  study = communication.Study(flags, tqdm.tqdm(disable=True))
+  rows = study.run([study.compare({"workers": {"count": 2, "every": 2}},
+                                  outers.get("local_sgd", 2, ()))])
+  np.testing.assert_allclose(sorted(seen), tried, rtol=0.05)
+  assert set(rows["edge"]) == {edge} and list(rows["seed"]) == [0, 1]
+  nearest = min(tried, key=lambda rate: abs(np.log(rate / optimum)))
+  np.testing.assert_allclose(rows["local_rate"], nearest, rtol=0.05)
 
 
 def test_scores_of_nowcasting():

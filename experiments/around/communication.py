@@ -7,7 +7,8 @@ python -m experiments.around.communication --workdir=runs/communication \
 Several workers take local steps of SGD; then an outer optimizer moves the
 common parameters by the mean of what the workers did. Every method is tuned
 over the local learning rate, and the baselines over outer learning rate and
-momentum, by the mean validation loss of a run with a seed of its own. Learned
+momentum, by the mean validation loss of a run with a seed of its own. While the
+best local rate is at an edge of the grid, the next one is tried. Learned
 optimizers have nothing else to tune. They see an average gradient: the
 difference divided by (local learning rate * local steps).
 
@@ -39,6 +40,7 @@ from meta_train import workers
 
 TUNING_SEED = 1000
 SAMPLES = 2048  # of the validation and of the test split
+MAX_GROWTH = 4  # local learning rates that are tried beyond the grid
 EVERY = 2  # rounds between two evaluations
 
 
@@ -138,17 +140,25 @@ class Study:
       section: see `curves`.
       outer: the outer optimizer.
     """
-    candidates = [(float(rate), i) for rate in self._flags.local_rates
-                  for i in range(len(outer.thetas))]
+    rates = sorted(float(rate) for rate in self._flags.local_rates)
     seeds = list(range(self._flags.seeds))
     # With few candidates, compilation takes longer than runs of all seeds.
     few = len(outer.thetas) == 1
-    found = yield [self._cell(
-        section, outer, candidates, [TUNING_SEED, *seeds * few])]
-    rows = pd.DataFrame(found[0])
-    tuning = rows[rows["seed"] == TUNING_SEED]
-    scores = np.nan_to_num([np.mean(x) for x in tuning["valid"]], nan=np.inf)
-    best = candidates[int(np.argmin(scores))]
+    new, parts, grown = rates, [], 0
+    while True:
+      candidates = [(rate, i) for rate in new for i in range(len(outer.thetas))]
+      found = yield [self._cell(
+          section, outer, candidates, [TUNING_SEED, *seeds * few])]
+      parts += found[0]
+      rows = pd.DataFrame(parts)
+      tuning = rows[rows["seed"] == TUNING_SEED].reset_index()
+      scores = np.nan_to_num([np.mean(x) for x in tuning["valid"]], nan=np.inf)
+      row = tuning.iloc[int(np.argmin(scores))]
+      best = float(row["local_rate"]), int(row["theta"])
+      beyond = _beyond(best[0], rates)
+      if beyond is None or grown == MAX_GROWTH:
+        break
+      new, rates, grown = [beyond], sorted([*rates, beyond]), grown + 1
     if few:
       rows = rows[(rows["local_rate"] == best[0]) & (
           rows["seed"] != TUNING_SEED)]
@@ -157,7 +167,8 @@ class Study:
       rows = pd.DataFrame(found[0])
     return rows.assign(
         method=outer.label, workers=section["workers"]["count"],
-        every=section["workers"]["every"], settings=", ".join(
+        every=section["workers"]["every"], edge=beyond is not None,
+        settings=", ".join(
             f"{k} {v:g}" for k, v in outer.settings[best[1]].items()),
         bytes_per_round=outer.bytes_per_parameter * rows["parameters"])
 
@@ -165,6 +176,24 @@ class Study:
     """Return the results of all chains."""
     return pd.concat(sweep.run_chains(self._folder, chains, self._bar),
                      ignore_index=True)
+
+
+def _beyond(best: float, rates: list[float]) -> float | None:
+  """Return the learning rate beyond the best one if it is at an edge.
+
+  The next one is as far off as the two at the edge are apart.
+
+  Args:
+    best: one of the rates.
+    rates: increasing; one alone has no edge.
+  """
+  if len(rates) == 1:
+    return None
+  if best == rates[0]:
+    return float(f"{best * best / rates[1]:.3g}")
+  if best == rates[-1]:
+    return float(f"{best * best / rates[-2]:.3g}")
+  return None
 
 
 def rounds_to(curve: Sequence[float], goal: float) -> float:
@@ -217,7 +246,8 @@ def table(results: pd.DataFrame) -> str:
       ["workers", "every", "method"], sort=False):
     megabytes = group["bytes_per_round"].iloc[0] / 1e6
     row = {"workers": count, "local steps": every, "outer": method,
-           "local rate": f"{group['local_rate'].iloc[0]:g}",
+           "local rate": f"{group['local_rate'].iloc[0]:g}" + (
+               " (grid edge)" if group["edge"].iloc[0] else ""),
            "outer settings": group["settings"].iloc[0]}
     for name in ("half", "end"):
       goal, x = group[f"goal {name}"].iloc[0], list(group[f"rounds {name}"])
@@ -272,7 +302,8 @@ def define_flags() -> None:
   flags.DEFINE_list("workers", ["8"], "Numbers of workers.")
   flags.DEFINE_list("every", ["4"], "Numbers of local steps in a round.")
   flags.DEFINE_list(
-      "local_rates", ["0.03", "0.1", "0.3"], "Local learning rates to try.")
+      "local_rates", ["0.03", "0.1", "0.3"], "Local learning rates to try; "
+      f"at most {MAX_GROWTH} beyond them.")
   flags.DEFINE_integer(
       "num_rounds", 100, f"Rounds per run, a multiple of {EVERY}.",
       lower_bound=EVERY)
