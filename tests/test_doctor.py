@@ -70,7 +70,24 @@ def test_warnings_and_text():
   text = report().text()
   assert "Speed-up in steps over AdamW (tuned): 1.00" in text
   assert "WARNING: unused has a gradient of exactly 0" in text
-  assert "| loss | output |" in text
+  assert "Coordinate check: none, because loss returns no layers" in text
+
+
+@pytest.mark.parametrize("optimizer, verdict", [
+    (lambda base_shapes, num_steps: mulo.scaling.mu_adamw(3e-3, base_shapes),
+     "PASS"), (adamw, "FAIL")])
+def test_layers_are_checked(optimizer, verdict):
+  """Under muP they change as much at any width, under AdamW they do not."""
+  def with_layers(params, key, width):
+    x = jax.random.normal(key, (8, 3))
+    hidden = jnp.tanh(x @ params["in"]) @ params["hidden"]
+    return loss(params, key, width), {"hidden": hidden}
+
+  found = mulo.doctor(
+      init, with_layers, width=256, widths=(32, 64, 128), num_steps=100,
+      optimizer=optimizer, trial_steps=STEPS)
+  assert found.coord_check.layers["hidden"].kind == "hidden"
+  assert f"Coordinate check: {verdict}" in found.text()
 
 
 def test_warnings_before_training():

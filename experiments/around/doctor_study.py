@@ -68,7 +68,7 @@ def rows(path: str, optimizer: str, width: int,
                [doctor_lib.final(trial.losses[name])
                 for name in ("optimizer", rival)] for trial in trials],
            "rates": [trial.rates[rival] for trial in trials],
-           "coord_check": found.coord_check.passed, "params": found.num_params}
+           "params": found.num_params}
           for rival, x in found.speedups.items()]
 
 
@@ -77,7 +77,6 @@ def table(results: pd.DataFrame) -> str:
   listed = lambda values: ", ".join(f"{x:.2f}" for x in values)
   return report.markdown(pd.DataFrame([{
       "network": row.network, "parameters": f"{row.params:,}",
-      "coordinate check": "PASS" if row.coord_check else "FAIL",
       "over": row.rival,
       "copies": listed(row.copies),
       "predicted": f"{row.predicted:.2f} ({row.low:.2f} to {row.high:.2f})",

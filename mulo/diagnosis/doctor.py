@@ -28,7 +28,7 @@ Rule = Callable[[Any], optax.GradientTransformation]  # of the learning rate
 WARM_UP, WEIGHT_DECAY, RMS = 0.05, 0.1, 0.2
 # {name: learning rates}. The rules are in `_rivals`.
 RIVALS = {"AdamW": (1e-3, 3e-3, 1e-2, 3e-2), "Muon": (3e-3, 1e-2, 3e-2)}
-CHECK_STEPS = (2, 5, 10)  # of the coordinate check
+CHECK_STEPS, CHECK_SEEDS = (2, 5, 10), 4  # of the coordinate check
 TIMINGS = 5
 
 
@@ -40,7 +40,8 @@ class Report:
     optimizer: its name.
     widths: of the narrow copies.
     width: of the network itself.
-    coord_check: the coordinate check over the copies.
+    coord_check: the coordinate check over the copies; None if the loss returns
+      no layers.
     speedups: {rival: speed-up of the optimizer over it}. Rivals are tuned on
       each copy, over the learning rates in RIVALS.
     rates: {rival: best learning rate of each copy}.
@@ -57,7 +58,7 @@ class Report:
   optimizer: str
   widths: tuple[int, ...]
   width: int
-  coord_check: coord_check_lib.CoordCheckReport
+  coord_check: coord_check_lib.CoordCheckReport | None
   speedups: dict[str, speed.Speedup]
   rates: dict[str, tuple[float, ...]]
   losses: dict[str, tuple[float, ...]]
@@ -77,15 +78,18 @@ class Report:
           f"- Speed-up in steps over {rival} (tuned): {x.mean:.2f}, 95 % "
           f"prediction interval {x.low:.2f} to {x.high:.2f}; best rates "
           f"{', '.join(f'{rate:.0e}' for rate in self.rates[rival])}")
+    check = self.coord_check
     lines += [
         "- Coordinate check: " + (
-            "PASS" if self.coord_check.passed else "FAIL"),
+            "none, because loss returns no layers; let it return (loss, "
+            "{layer: activations})" if check is None else
+            "PASS" if check.passed else "FAIL"),
         f"- Parameters: {self.num_params:,}; optimizer state: "
         f"{self.state_bytes / 1e6:.1f} MB",
         f"- One step, estimated: {self.update_ms:.1f} ms for the update, "
         f"{self.gradient_ms:.1f} ms for the gradient"]
     lines += [f"- WARNING: {x}" for x in self.warnings]
-    return "\n".join([*lines, "", self.coord_check.table()])
+    return "\n".join([*lines, *(["", check.table()] if check else [])])
 
 
 def doctor(init: Init, loss: Loss, *, width: int, widths: Sequence[int],
@@ -103,8 +107,9 @@ def doctor(init: Init, loss: Loss, *, width: int, widths: Sequence[int],
   Args:
     init: `(key, width) -> params`, of the user's network.
     loss: `(params, key, width) -> loss`, where the key decides the batch. It
-      may return `(loss, {layer: activations})`; the coordinate check then
-      judges all layers, see `mulo.coord_check`, otherwise the loss alone.
+      may return `(loss, {layer: activations})`: then there is a coordinate
+      check of these layers, see `mulo.coord_check`. The loss alone cannot be
+      judged, because it falls faster in wider networks.
     width: of the network itself.
     widths: of the copies, at least two, increasing; such as a sixteenth, an
       eighth and a quarter of `width`.
@@ -136,9 +141,9 @@ def doctor(init: Init, loss: Loss, *, width: int, widths: Sequence[int],
     trials = [trial(init, loss, txs[n], n, shapes_of(width), trial_steps,
                     jax.random.fold_in(key, n), settings) for n in widths]
     report = coord_check_lib.coord_check(
-        init, functools.partial(_with_layers, loss), lambda n: txs[n], widths,
-        seeds=1, steps=CHECK_STEPS, limits=None,
-        kinds=_kinds(init, loss, widths))
+        init, loss, lambda n: txs[n], widths, seeds=CHECK_SEEDS,
+        steps=CHECK_STEPS, limits=None) if (
+            _has_layers(init, loss, widths[0])) else None
   found += trials[0].frozen
   update_ms, gradient_ms = _times(
       init, loss, txs[widths[-1]], tx, widths[-1], width, key)
@@ -178,27 +183,16 @@ def _load(optimizer: Any, settings: dict[str, Any], base_shapes: Any,
 
 def _loss_alone(loss: Loss, params: Any, key: jax.Array, width: int
                 ) -> jax.Array:
-  value: jax.Array = _with_layers(loss, params, key, width)[0]
-  return value
-
-
-def _with_layers(loss: Loss, params: Any, key: jax.Array, width: int) -> Any:
-  """Return (loss, layers); the only layer is the loss if there are no others.
-  """
   value = loss(params, key, width)
-  if isinstance(value, tuple):
-    return value
-  return value, {"loss": value}
+  first: jax.Array = value[0] if isinstance(value, tuple) else value
+  return first
 
 
-def _kinds(init: Init, loss: Loss, widths: tuple[int, ...]
-           ) -> dict[str, str] | None:
-  """Return the kinds of layers for the coordinate check; None: from shapes."""
-  def value(key: jax.Array) -> Any:
-    return loss(init(key, widths[0]), key, widths[0])
-
-  alone = not isinstance(jax.eval_shape(value, jax.random.key(0)), tuple)
-  return {"loss": "output"} if alone else None
+def _has_layers(init: Init, loss: Loss, width: int) -> bool:
+  """Return whether the loss also returns layers."""
+  value: Callable[[jax.Array], Any] = lambda key: loss(
+      init(key, width), key, width)
+  return isinstance(jax.eval_shape(value, jax.random.key(0)), tuple)
 
 
 def traced(load: Callable[..., optax.GradientTransformationExtraArgs],
