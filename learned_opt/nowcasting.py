@@ -63,10 +63,11 @@ def init(key: jax.Array, hidden: int, horizons: int) -> dict[str, jax.Array]:
   """
   sizes = (SNAPSHOTS, *[hidden] * (LAYERS - 1), horizons)
   keys = jax.random.split(key, LAYERS + 1)
-  theta = {"types": 0.02 * jax.random.normal(keys[-1], (hidden, NUM_TYPES))}
+  theta = {"types": 0.02 * jax.random.normal(
+      keys[-1], (hidden, NUM_TYPES), jnp.float32)}
   for i, shape in enumerate(zip(sizes, sizes[1:])):
-    theta[f"w{i}"] = 0.02 * jax.random.normal(keys[i], shape)
-    theta[f"b{i}"] = jnp.zeros(shape[1:])
+    theta[f"w{i}"] = 0.02 * jax.random.normal(keys[i], shape, jnp.float32)
+    theta[f"b{i}"] = jnp.zeros(shape[1:], jnp.float32)
   return theta
 
 

@@ -252,3 +252,11 @@ def test_shapes_of_theta_follow_the_settings_and_the_code(monkeypatch):
   assert shape(size=np.int64(2)) == (5, 3)  # no JSON value
   with pytest.raises(ValueError, match="sise"):
     shape(sise=1)
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_theta_has_32_bits_where_64_are_allowed(name):
+  """A file that was written without jax_enable_x64 can be read with it."""
+  shapes = optimizers.theta_shapes(name)
+  with jax.enable_x64(True):
+    assert optimizers.theta_shapes(name) == shapes

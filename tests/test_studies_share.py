@@ -36,6 +36,8 @@ STUDIES = {
     "around.communication": (
         ("--outer=slowmo", NETWORK, "--workers=2,3", "--local_rates=0.1",
          "--num_rounds=4", "--seeds=1"), 4),
+    "around.doctor_study": (
+        ("--networks=tests/network_moe.py,tests/network_haiku.py",), 2),
     "around.nowcasting": (
         (NETWORK, "--num_steps=100", "--every=40", "--rates=0.01",
          "--seeds=1"), 4)}

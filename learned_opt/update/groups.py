@@ -42,7 +42,10 @@ def apply(step_one, each, step, in_turn, layers):
   """
   def rule(step, args):
     grad, param, state, context = args
-    return step_one(wide(grad), wide(param), state, step, context)
+    change, new = step_one(wide(grad), wide(param), state, step, context)
+    # With 64 bits allowed, a rule may compute in them.
+    return change.astype(jnp.float32), jax.tree.map(
+        lambda x, old: x.astype(old.dtype), new, state)
 
   if not are_large(each, layers):
     one = functools.partial(rule, step)
