@@ -72,4 +72,4 @@ def test_site(tmp_path):
     assert f'id="mulo.scaling.{name}"' in page
   index = (tmp_path / "index.html").read_text()
   assert 'href="results/width/"' in index
-  assert 'src="studies/width/final.png"' in index
+  assert 'src="studies/width_muon/final.png"' in index

@@ -107,6 +107,7 @@ def test_plot_of_final_losses_along_an_axis(saved, last):
       runs(["width 64", "width 128"], last), pathlib.Path("x.png"), "mlp",
       trained)
   panel, = saved[0].axes
+  assert panel.get_title() == "mlp"  # not of the figure, which has the legend
   assert [x.get_text() for x in saved[0].legends[0].get_texts()] == [
       "AdamW", "learned", "meta-training"]
   assert list(panel.get_xticks()) == [8, 32, 64, 128]

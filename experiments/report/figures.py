@@ -134,8 +134,8 @@ def plot_final(results: pd.DataFrame, path: pathlib.Path, title: str,
   panel.set_ylim(top=min(
       panel.get_ylim()[1], 2 * np.nanmax(starts, initial=0) or np.inf))
   _set_log_ticks(panel)
-  panel.set(title="", ylabel="final train loss")
-  figure.suptitle(title, fontsize="medium")
+  panel.set(ylabel="final train loss")
+  panel.set_title(title, fontsize="medium")
   for line, method in zip(panel.get_lines(), style_of):
     line.set_label(method)
   # In the order of the lines' right ends, from above; grey comes last.
