@@ -1,20 +1,11 @@
 """Flags and errors of commands."""
 
-import subprocess
-import sys
+import pathlib
 
+import forked
 import pytest
-import tiny_run
 
 from experiments import command
-
-
-def run(*arguments):
-  """Run a study as a command."""
-  return subprocess.run(
-      [sys.executable, "-m", "experiments.studies.transfer", *arguments],
-      cwd=tiny_run.ROOT, capture_output=True, text=True,
-      env=tiny_run.ENVIRONMENT)
 
 
 def test_settings():
@@ -33,23 +24,37 @@ def test_values_that_cannot_be_parsed(call, message):
     call()
 
 
-@pytest.mark.parametrize("arguments, message", [
+WRONG = [
     (["--optimizers=nothing.safetensors"], "neither a file nor"),
     (["--optimizers=adam", "--settings=dpeth=2"], "dpeth"),
     (["--optimizers=adam", "--sedes=2"], "Did you mean: seeds"),
     (["--optimizers=adam", "digits"], "Unexpected arguments ['digits']"),
-    ([], "--optimizers must have a value")])
-def test_error_of_the_command_is_one_line(tmp_path, arguments, message):
-  process = run(f"--workdir={tmp_path / 'x'}", *arguments)
+    ([], "--optimizers must have a value")]
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+  """Finished processes of a study: with --help, and with each of WRONG."""
+  folder = tmp_path_factory.mktemp("commands")
+  module, workdir = "experiments.studies.transfer", folder / "x"
+  return forked.run([(module, "--help"), *(
+      (module, f"--workdir={workdir}", *arguments) for arguments, _ in WRONG)],
+                    folder)
+
+
+@pytest.mark.parametrize("i", range(len(WRONG)))
+def test_error_of_the_command_is_one_line(processes, i):
+  process = processes[1 + i]
   assert process.returncode == 1
   (line,) = process.stderr.strip().splitlines()
-  assert message in line
-  assert not (tmp_path / "x").exists()
+  assert WRONG[i][1] in line
+  workdir = process.args[1].removeprefix("--workdir=")
+  assert not pathlib.Path(workdir).exists()
 
 
-def test_help():
+def test_help(processes):
   """Help lists the flags of the command, also those that commands share."""
-  help_text = run("--help").stdout
+  help_text = processes[0].stdout
   assert "python -m experiments.studies.transfer" in help_text
   for flag in ("workdir", "data_dir", "task", "optimizers"):
     assert f"  --{flag}: " in help_text

@@ -2,10 +2,10 @@
 
 import pathlib
 import re
-import subprocess
 import sys
 
 from absl import flags
+import forked
 import pytest
 import tiny_config
 
@@ -86,19 +86,19 @@ def test_config_files_that_cannot_be_loaded(monkeypatch):
     parse(monkeypatch, path=f"{ROOT}/meta_train/configs/search.py:cats")
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("--config.optimizer.b3=3",
-     "'b3'; its settings are learning_rate, b1"),
-    ("--config.tasks.digits.widht=3",
-     r"Task mlp .*'widht'; its settings are width.* Did you mean 'width'\?$"),
-    ("--config.estimator.truncatoin=3",
-     r"'truncatoin'; its settings are std.* Did you mean 'truncation'\?$"),
-    ("--config.sed=3", "--config.sed: config has no key 'sed'")])
-def test_the_command_answers_in_one_line(argument, message, tmp_path):
-  done = subprocess.run(
-      [sys.executable, "-m", "meta_train.train",
-       f"--config={tiny_config.__file__}", f"--workdir={tmp_path}", argument],
-      cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 1
-  line, = done.stderr.splitlines()
-  assert re.search(message, line)
+def test_the_command_answers_in_one_line(tmp_path):
+  messages = {
+      "--config.optimizer.b3=3":
+      "'b3'; its settings are learning_rate, b1",
+      "--config.tasks.digits.widht=3":
+      r"Task mlp .*'widht'; its settings are width.* Did you mean 'width'\?$",
+      "--config.estimator.truncatoin=3":
+      r"'truncatoin'; its settings are std.* Did you mean 'truncation'\?$",
+      "--config.sed=3": "--config.sed: config has no key 'sed'"}
+  for done, message in zip(forked.run([
+      ("meta_train.train", f"--config={tiny_config.__file__}",
+       f"--workdir={tmp_path / 'x'}", argument) for argument in messages],
+                                      tmp_path), messages.values()):
+    assert done.returncode == 1
+    line, = done.stderr.splitlines()
+    assert re.search(message, line)

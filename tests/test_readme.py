@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import forked
 import pytest
 
 from mulo._cli import main
@@ -65,34 +66,13 @@ def module_of(command: str) -> str | None:
   return words[words.index("-m") + 1] if "-m" in words else None
 
 
-# Prints the --help of modules. Each runs in a process of its own, a fork of one
-# that has imported what takes seconds.
-HELP = """
-import gc, os, runpy, sys
-import flax.linen, jax, matplotlib.pyplot, orbax.checkpoint, pandas
-import experiments.command, experiments.methods, meta_train.build
-
-gc.freeze()
-for module in sys.argv[1:]:
-  print("\\0" + module, flush=True)
-  if not os.fork():
-    sys.argv = [module, "--help"]
-    try:
-      runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-      sys.stdout.flush()
-      os._exit(0)
-  os.wait()
-"""
-
-
-@functools.cache
-def helps() -> dict[str, str]:
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory) -> dict[str, str]:
   """Text of --help for the modules of all commands."""
   modules = sorted({module_of(command) for command in commands()} - {None})
-  text = subprocess.run([sys.executable, "-c", HELP, *modules], cwd=ROOT,
-                        capture_output=True, text=True).stdout
-  return dict(part.split("\n", 1) for part in text.split("\0")[1:])
+  done = forked.run([(module, "--help") for module in modules],
+                    tmp_path_factory.mktemp("helps"))
+  return {module: process.stdout for module, process in zip(modules, done)}
 
 
 def test_there_are_commands():
@@ -102,7 +82,7 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_command_exists(command, capsys):
+def test_command_exists(command, capsys, helps):
   words = [w for w in command.split() if not re.fullmatch(r"\w+=\S+", w)]
   if words[0] == "make":
     subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True,
@@ -110,7 +90,7 @@ def test_command_exists(command, capsys):
   elif "-m" in words or words[0] == "mulo":
     module = module_of(command)
     if module is not None:
-      text = helps()[module]
+      text = helps[module]
     elif main.COMMANDS[words[1]].flags:
       with pytest.raises(SystemExit):
         main.main([words[1], "--help"])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -179,11 +180,13 @@ def test_configs_that_make_no_sense(key, value, message, tmp_path):
 
 
 def test_errors_of_the_command_are_one_line(finished, tmp_path):
-  for folder, flags, message in (
-      (finished, ["--config.seed=1"], "another config (seed: 0 -> 1)"),
-      (tmp_path, ["--data_dir=nowhere", "--config.tasks.digits.dataset=mnist"],
-       "FileNotFoundError")):
-    done = tiny_run.run(folder, *flags)
+  command = "meta_train.train", f"--config={tiny_config.__file__}"
+  other, missing = forked.run([
+      (*command, f"--workdir={finished}", "--config.seed=1"),
+      (*command, f"--workdir={tmp_path / 'x'}", "--data_dir=nowhere",
+       "--config.tasks.digits.dataset=mnist")], tmp_path)
+  for done, message in ((other, "another config (seed: 0 -> 1)"),
+                        (missing, "FileNotFoundError")):
     assert done.returncode != 0
     assert message in done.stderr.strip().splitlines()[-1]
 

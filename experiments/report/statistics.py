@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from experiments import baselines
 
@@ -26,6 +25,7 @@ def interval(values, statistic=np.mean) -> tuple[float, float]:
   if len(values) == 1 or np.ptp(values) == 0 or not np.all(
       np.isfinite(values)):
     return float(np.mean(values)), float(np.mean(values))
+  from scipy import stats  # here: a second, which a wrong flag need not wait
   bounds = stats.bootstrap(
       (values,), statistic, method="percentile", vectorized=True,
       n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
@@ -108,6 +108,7 @@ def speedups(results: pd.DataFrame) -> list[str]:
 
 def interquartile_mean(values, axis=0) -> np.ndarray:
   """Return the mean of the values without a quarter at each end."""
+  from scipy import stats  # here, see `interval`
   return stats.trim_mean(values, 0.25, axis=axis)
 
 

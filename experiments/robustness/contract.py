@@ -30,14 +30,14 @@ from mulo import testing
 
 # Small networks, which compile sooner, with all optional features on.
 SETTINGS: dict[str, dict] = {
-    "adafac_mlp": {"hidden": 3},
-    "celo2": {"hidden": 3, "newton_schulz": 1},
-    "lagg": {"hidden": 3},
+    "adafac_mlp": {"hidden": 2},
+    "celo2": {"hidden": 2, "newton_schulz": 1},
+    "lagg": {"hidden": 2},
     "mlp_lopt": {"hidden": 3},
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
     "nowcast_adam": {"hidden": 2, "horizons": 3, "every": 5},
-    "mulo2": {"hidden": 3, "momenta": 2, "newton_schulz": 1},
-    "unf": {"hidden": 3},
+    "mulo2": {"hidden": 2, "momenta": 2, "newton_schulz": 1},
+    "unf": {"hidden": 2},
     "velo": {"lstm_hidden": 4, "bank": 2}}
 # {check: optimizers that fail it, because they are exact copies of published
 # optimizers and these differ}. Mask parameters that have no gradients.
@@ -59,7 +59,7 @@ def learned(name: str, folder: pathlib.Path, **settings) -> Callable:
   settings = optimizers.all_settings(
       name, **{**SETTINGS.get(name, {}), **settings})
   theta = jax.device_get(
-      optimizers.get(name, **settings).init(jax.random.key(0)))
+      optimizers.get(name, **settings).init(jax.random.key(1)))
   path = folder / f"{name}.safetensors"
   mulo.save(path, artifact_lib.Artifact(name, settings, "standard", theta))
   return shared(functools.partial(mulo.load, path, num_steps=NUM_STEPS))
