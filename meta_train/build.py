@@ -72,7 +72,7 @@ def build(config: ml_collections.ConfigDict, data_dir: str | None) -> Program:
     ValueError: an unknown name, or a setting that does not fit.
   """
   check(config)
-  lopt = optimizer(config.optimizer, differentiated(config.estimator))
+  lopt = optimizer(config.optimizer)
   if config.start:
     theta = start(config).theta
     lopt = lopt._replace(init=lambda key: theta)
@@ -138,7 +138,7 @@ def evaluator(config: ml_collections.ConfigDict, data_dir: str | None
   Raises:
     ValueError: an unknown name, or a setting that does not fit.
   """
-  lopt = optimizer(config.optimizer, differentiated(config.estimator))
+  lopt = optimizer(config.optimizer)
   return selection.Evaluator(config.evaluation, tasks(
       config.evaluation.tasks, parametrizations.get(config.parametrization),
       lopt.opt_fn, data_dir))
@@ -215,30 +215,16 @@ def weights(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
           for name, section in sections.items()}
 
 
-def differentiated(section: Mapping[str, Any]) -> bool:
-  """Return whether config.estimator differentiates the learned optimizer."""
-  name: str = section["name"]
-  return name.endswith("backprop")
-
-
-def optimizer(section: Mapping[str, Any], differentiate: bool = False
-              ) -> learned_opt_base.LearnedOptimizer:
+def optimizer(section: Mapping[str, Any]) -> learned_opt_base.LearnedOptimizer:
   """Return the learned optimizer of config.optimizer.
 
   Args:
     section: name of the optimizer, and its settings.
-    differentiate: whether updates will be differentiated with respect to theta.
 
   Raises:
     ValueError: an unknown name, or a setting that does not fit.
   """
-  name, settings = section["name"], settings_of(section)
-  if differentiate:
-    known = registry.all_settings(optimizers.__name__, name, **settings)
-    if "lowering" in known:
-      # The default of a small MLP, "unrolled", would take minutes to compile.
-      settings["lowering"] = known["lowering"] or "blocked"
-  return optimizers.get(name, **settings)
+  return optimizers.get(section["name"], **settings_of(section))
 
 
 def task_estimators(section: Mapping[str, Any], built_tasks: BuiltTasks,

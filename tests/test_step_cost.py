@@ -34,7 +34,7 @@ def lowered(tx, params):
 # lowering.
 @pytest.mark.parametrize("name, hidden, network", [
     ("adafac_mlp", 32, "MLP"), ("mulo", 4, "MLP"), ("mulo", 32, "MLP"),
-    ("mulo", 8, "transformer"), ("mulo", 32, "transformer")])
+    ("mulo", 4, "transformer"), ("mulo", 32, "transformer")])
 def test_temporary_memory(name, hidden, network):
   params = step_cost.networks(2048)[network]
   lopt = optimizers.get(name, hidden=hidden)

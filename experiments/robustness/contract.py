@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict] = {
     "mulo": {"hidden": 3, "horizon": True, "depth": True},
     "nowcast_adam": {"hidden": 2, "horizons": 3, "every": 5},
     "mulo2": {"hidden": 2, "momenta": 2, "newton_schulz": 1},
-    "unf": {"hidden": 2},
+    "unf": {"hidden": 3},
     "velo": {"lstm_hidden": 4, "bank": 2}}
 # {check: optimizers that fail it, because they are exact copies of published
 # optimizers and these differ}. Mask parameters that have no gradients.

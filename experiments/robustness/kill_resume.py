@@ -87,7 +87,7 @@ def get_config(estimator: str = "pes") -> ml_collections.ConfigDict:
   config.unlock()
   config.num_steps = 500
   # A step of backpropagation takes several times as long as a step of evolution
-  # strategies, and so does compilation. "blocked" compiles faster.
+  # strategies, and so does compilation.
   config.copies = 4 if estimator.endswith("backprop") else 16
   config.optimizer.update(hidden=4, lowering="blocked")
   config.tasks = {"digits": {"name": "mlp", "dataset": "digits", "width": 16,

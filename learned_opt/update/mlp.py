@@ -133,10 +133,37 @@ def _apply(theta, features, shape, output, lowering):
     layers[0] = weights, biases[0].reshape(-1)
     return pallas_mlp.update(
         features, wide, layers, limits, scale, shape, output)
-  unrolled = lowering == "unrolled"
-  layer = _unrolled if unrolled else _dense
+  kernel = functools.partial(_kernel, features, output)
+  args = features.inputs, biases, wide, layers, limits, scale
+  if lowering == "unrolled":
+    # One block: XLA fuses it into a single loop, so it has no intermediate
+    # arrays. Derivatives are those of matrix products: XLA would compute the
+    # derivative of a unit again for each of its inputs, in programs thirty
+    # times as long.
+    return _differentiated_as(
+        functools.partial(kernel, _unrolled, shape, math.prod(shape)),
+        functools.partial(kernel, _dense, shape, size))(*args)
+  return kernel(_dense, shape, size, *args)
 
-  def kernel(inputs):
+
+def _kernel(features, output, layer, shape, size, inputs, biases, wide, layers,
+            limits, scale):
+  """Return the update [*S], computed in blocks of at most `size` elements.
+
+  Args:
+    features: its functions are used, not its arrays.
+    output: see `apply`.
+    layer: `_unrolled` or `_dense`.
+    shape: S.
+    size: see above.
+    inputs: as `features.inputs`.
+    biases: see `_fold`.
+    wide: see `_fold`.
+    layers: weights and biases; those of the first layer are not used.
+    limits: see `_fold`.
+    scale: normalizers of the odd features.
+  """
+  def block(inputs):
     inputs, biases, wide = inputs
     x = features_lib.one_by_one(features, inputs)
     if limits is not None:
@@ -145,19 +172,24 @@ def _apply(theta, features, shape, output, lowering):
     whole = lambda feature: jnp.broadcast_to(feature, x[0].shape)
     x = [*features_lib.seen(features, x),
          *[whole(feature) for kind in wide.values() for feature in kind]]
-    # [H, ...], or one array for each hidden unit.
-    first = [sum(b) for b in zip(*biases)] if unrolled else sum(biases)
-    x = layer(x, weights, first)
+    # One array for each hidden unit, or [H, ...].
+    first = [sum(b) for b in zip(*biases)] if layer is _unrolled else (
+        sum(biases))
+    x = layer(x, layers[0][0], first)
     for w, b in layers[1:]:
       x = layer(jax.tree.map(jax.nn.relu, x), w, b)
     return features_lib.gated(features, inputs, output(
         *_mixed(x, odd, scale)))
 
-  # The unrolled lowering is one block: XLA fuses it into a single loop, so it
-  # has no intermediate arrays.
-  return blocks.elementwise(
-      kernel, (features.inputs, biases, wide), shape,
-      math.prod(shape) if unrolled else size)
+  return blocks.elementwise(block, (inputs, biases, wide), shape, size)
+
+
+def _differentiated_as(fn, other):
+  """Return `fn` with the derivatives of `other`, which has the same values."""
+  both = jax.custom_jvp(fn)
+  both.defjvp(lambda primals, tangents: (
+      both(*primals), jax.jvp(other, primals, tangents)[1]))
+  return both
 
 
 def _without_mlp(weights, features, shape, output):
