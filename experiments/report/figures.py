@@ -179,8 +179,10 @@ def _plot_final(panel, results: pd.DataFrame, targets: list[str],
 
 
 def _set_log_ticks(panel) -> None:
-  """Label 1, 2, 3 and 5 times the powers of ten, in plain numbers."""
+  """Label powers of ten in plain numbers, over few decades 2, 3 and 5, too."""
   from matplotlib import ticker
-  panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+  low, high = panel.get_ylim()
+  panel.yaxis.set_major_locator(ticker.LogLocator(
+      subs=(1, 2, 3, 5) if high < 1e3 * low else (1,)))
   panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
   panel.yaxis.set_minor_formatter(ticker.NullFormatter())
