@@ -15,7 +15,6 @@ from experiments import baselines
 from learned_opt import artifact as artifact_lib
 from learned_opt import base as learned_opt_base
 from learned_opt import kinds as kinds_lib
-from learned_opt import optimizers
 from learned_opt.scaling import parametrizations
 from meta_train import build
 from meta_train import unroll
@@ -98,8 +97,9 @@ def parse(names: list[str], schedules: list[str],
     path, width = (
         (at_width[1], int(at_width[2])) if at_width else (path, None))
     if path.startswith(UNTRAINED):
-      parsed.append(_untrained(
-          path.removeprefix(UNTRAINED), label, trust))
+      parsed.append(_learned(
+          label or f"{path.removeprefix(UNTRAINED)}, untrained",
+          mulo.read(path, trust)))
     elif name in baselines.names():
       parsed.append(_tuned(name, baselines.get(name), schedules))
     elif path.endswith(".py"):
@@ -226,32 +226,6 @@ def of_task(method: Method, opt_fn: Callable, section: dict[str, Any],
         section | {"width": method.gradient_width}, parametrization,
         data_dir), opt_fn, parametrization)
   return task, complete(opt_fn, parametrization, task)
-
-
-def _untrained(name: str, label: str, trust: Sequence[str]) -> Method:
-  """Return the start of meta-training: an optimizer with its first theta.
-
-  Args:
-    name: name or file of an artifact, whose settings are used, or
-      "optimizer/parametrization", with default settings.
-    label: name of the method; "" for one that is made from `name`.
-    trust: see `mulo.load`.
-
-  Raises:
-    ValueError: an unknown optimizer or parametrization.
-  """
-  optimizer, _, parametrization = name.partition("/")
-  if optimizer in optimizers.names() and parametrization:
-    parametrizations.get(parametrization)  # for its error
-    settings = optimizers.all_settings(optimizer)
-  else:
-    artifact = mulo.read(name, trust)
-    optimizer, settings = artifact.optimizer, artifact.settings
-    parametrization = artifact.parametrization
-  theta = jax.device_get(
-      optimizers.get(optimizer, **settings).init(jax.random.key(0)))
-  return _learned(label or f"{name}, untrained", artifact_lib.Artifact(
-      optimizer, settings, parametrization, theta))
 
 
 def _learned(label: str, artifact: artifact_lib.Artifact,

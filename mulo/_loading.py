@@ -13,6 +13,7 @@ import optax
 
 from learned_opt import artifact as artifact_lib
 from learned_opt import kinds as kinds_lib
+from learned_opt import optimizers
 from learned_opt import registry
 from learned_opt import schedules
 from learned_opt.scaling import multipliers
@@ -24,6 +25,7 @@ from mulo import _rates as rates
 from mulo import _warnings as warnings
 
 save = artifact_lib.write
+UNTRAINED = "untrained:"
 
 
 def _pretrained_folder() -> abc.Traversable:
@@ -46,7 +48,9 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
     name_or_path: one of `list_pretrained()`, a path to a .safetensors file, or
       "hf://owner/name", the file theta.safetensors of this repository on
       Hugging Face. "hf://owner/name@revision/file" is another file, at a
-      branch, tag or commit.
+      branch, tag or commit. "untrained:" before one of these is the start of
+      its meta-training, "untrained:optimizer/parametrization" that of a file
+      of learned_opt/optimizers, such as "untrained:mulo2/natural".
     trust: names of code, each as "package.module:make", that the file may give
       as its optimizer or parametrization. Reading imports and runs this code.
       Optimizers of this package and of entry points need no trust.
@@ -60,8 +64,11 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
     ArtifactError: a file that is damaged, of another format or of a newer
       version, or that names code that is not in `trust`.
     ImportError: huggingface_hub is needed but missing.
+    ValueError: "untrained:" with an unknown parametrization.
   """
   name = os.fspath(name_or_path)
+  if name.startswith(UNTRAINED):
+    return _untrained(name.removeprefix(UNTRAINED), trust)
   if hub.is_name(name):
     return artifact_lib.read(hub.download(name), trust)
   known = list_pretrained()
@@ -74,6 +81,38 @@ def read(name_or_path: str | os.PathLike[str], trust: Collection[str] = ()
         f"{name!r} is neither a file nor a pretrained optimizer; pretrained: "
         f"{', '.join(known) or 'none'}.{registry.similar(name, known)}")
   return artifact_lib.read(name, trust)
+
+
+def _untrained(name: str, trust: Collection[str], **settings: Any
+               ) -> artifact_lib.Artifact:
+  """Return the start of meta-training, with random key 0.
+
+  Args:
+    name: what follows "untrained:", see `read`.
+    trust: see `read`.
+    **settings: of the optimizer; they replace its defaults, or those of the
+      artifact.
+  """
+  optimizer, _, parametrization = name.partition("/")
+  if optimizer in optimizers.names() and parametrization:
+    parametrizations.get(parametrization)  # for its error
+    settings = optimizers.all_settings(optimizer, **settings)
+  else:
+    artifact = read(name, trust)
+    optimizer, settings = artifact.optimizer, artifact.settings | settings
+    parametrization = artifact.parametrization
+  theta = jax.device_get(
+      optimizers.get(optimizer, **settings).init(jax.random.key(0)))
+  return artifact_lib.Artifact(optimizer, settings, parametrization, theta)
+
+
+def _read_with(name: str, trust: Collection[str], settings: dict[str, Any]
+               ) -> artifact_lib.Artifact:
+  """Return an artifact of which these settings are replaced; see `read`."""
+  if name.startswith(UNTRAINED):
+    return _untrained(name.removeprefix(UNTRAINED), trust, **settings)
+  artifact = read(name, trust)
+  return dataclasses.replace(artifact, settings=artifact.settings | settings)
 
 
 def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
@@ -143,12 +182,10 @@ def load(name_or_path: str | os.PathLike[str], *, base_shapes: Any = None,
     >>> jax.tree.map(np.shape, updates)
     {'hidden': (64, 64), 'output': (64, 64)}
   """
-  artifact = read(name_or_path, trust)
   settings = rates.keywords("settings", settings)
   scaling = dict(base_shapes=base_shapes, forward=forward, **{
       x: settings.pop(x) for x in roles.SETTINGS if x in settings})
-  artifact = dataclasses.replace(
-      artifact, settings=artifact.settings | settings)
+  artifact = _read_with(os.fspath(name_or_path), trust, settings)
   _check_num_steps(artifact, name_or_path, num_steps)
   # Called here, not in a helper: its warning names the caller of `load`.
   warnings.check_horizon(artifact, name_or_path, num_steps)

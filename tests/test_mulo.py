@@ -1,5 +1,6 @@
 """Tests of the public API, as a practitioner uses it."""
 
+import chex
 import conftest
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,34 @@ def test_unknown_name():
   with pytest.raises(FileNotFoundError, match="pretrained optimizer"):
     mulo.load("mulo-xxl")
   assert mulo.list_pretrained() == sorted(mulo.list_pretrained())
+
+
+def test_start_of_meta_training():
+  """Its MLP adds nothing yet, so one without hidden units is the same rule."""
+  params = {"w": np.ones((4, 6), np.float32), "b": np.ones(6, np.float32)}
+  base = {"w": np.ones((4, 3)), "b": np.ones(3)}
+  grads = jax.tree.map(lambda x: np.linspace(
+      -1, 2, x.size, dtype=x.dtype).reshape(x.shape), params)
+  updates = []
+  for settings in ({}, {"hidden": 0}):
+    tx = mulo.load("untrained:mulo2/natural", base_shapes=base, num_steps=10,
+                   **settings)
+    updates.append(jax.jit(tx.update)(grads, tx.init(params), params)[0])
+  chex.assert_trees_all_close(*updates, rtol=1e-5)
+  assert np.all(updates[0]["w"] != 0)
+  trained, start = mulo.read("mulo-s"), mulo.read("untrained:mulo-s")
+  assert start.settings == trained.settings
+  assert start.parametrization == trained.parametrization
+  assert np.any(start.theta["w0"] != trained.theta["w0"])
+
+
+@pytest.mark.parametrize("name, error, message", [
+    ("nope/natural", FileNotFoundError, "neither a file nor a pretrained"),
+    ("mulo2", FileNotFoundError, "neither a file nor a pretrained"),
+    ("mulo2/nope", ValueError, "Unknown name 'nope'")])
+def test_start_of_nothing(name, error, message):
+  with pytest.raises(error, match=message):
+    mulo.load(f"untrained:{name}", num_steps=10)
 
 
 def published(hidden=4):
