@@ -15,7 +15,7 @@ quickstart: .venv/ready
 	$(BIN)/python -m meta_train.train \
 	  --config=meta_train/configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python -m experiments.studies.transfer \
-	  --optimizers=$(RUN)/theta.safetensors,adam,mu_adam \
+	  --optimizers=$(RUN)/theta.safetensors,untrained:$(RUN)/theta.safetensors,adam,mu_adam \
 	  --workdir=$(RUN)/transfer --settings=dataset=digits \
 	  --schedules=constant --num_steps=300 --seeds=5 --tuning_seeds=3 \
 	  --bfloat16_state

@@ -97,9 +97,10 @@ def parse(names: list[str], schedules: list[str],
     path, width = (
         (at_width[1], int(at_width[2])) if at_width else (path, None))
     if path.startswith(UNTRAINED):
+      start = path.removeprefix(UNTRAINED)
+      own = _label(start, trust) if start.endswith(".safetensors") else start
       parsed.append(_learned(
-          label or f"{path.removeprefix(UNTRAINED)}, untrained",
-          mulo.read(path, trust)))
+          label or f"{own}, untrained", mulo.read(path, trust)))
     elif name in baselines.names():
       parsed.append(_tuned(name, baselines.get(name), schedules))
     elif path.endswith(".py"):
@@ -253,12 +254,28 @@ def _learned(label: str, artifact: artifact_lib.Artifact,
                 meta_trained={k: v for k, v in axes.items() if v})
 
 
-def with_bfloat16_state(name: str, trust: Sequence[str] = ()) -> Method:
-  """Return the method of an artifact, with optimizer state in bfloat16."""
-  artifact = mulo.read(name, trust)
-  return _learned(f"{_label(name, trust)}, bfloat16 state", dataclasses.replace(
-      artifact, settings=artifact.settings | {
-          "accumulator_dtype": "bfloat16"}))
+def with_bfloat16_state(names: list[str], parsed: list[Method],
+                        trust: Sequence[str] = ()) -> list[Method]:
+  """Return methods of the artifacts with optimizer state in bfloat16.
+
+  Args:
+    names: see `parse`; baselines, untrained optimizers and those at a width
+      are left out.
+    parsed: the methods of these names.
+    trust: see `mulo.load`.
+  """
+  methods = []
+  for name, method in zip(names, parsed):
+    path = name.rpartition("=")[2]
+    if ("optimizer" not in method.candidates[0].identity or
+        path.startswith(UNTRAINED) or method.gradient_width):
+      continue
+    artifact = mulo.read(path, trust)
+    methods.append(_learned(
+        f"{method.label}, bfloat16 state", dataclasses.replace(
+            artifact, settings=artifact.settings | {
+                "accumulator_dtype": "bfloat16"})))
+  return methods
 
 
 def with_gradients_of(

@@ -119,13 +119,21 @@ def test_tuning(tmp_path, monkeypatch):
 def test_labels(tmp_path, monkeypatch):
   path = str(tmp_path / "a.safetensors")
   mulo.save(path, artifact())
-  labels = lambda: [m.label for m in (
-      *methods.parse([path, f"ours={path}", f"{path}@8"], []),
-      methods.with_bfloat16_state(path))]
-  suffixes = ", gradients as at width 8", ", bfloat16 state"
-  assert labels() == ["mulo", "ours", *(f"mulo{x}" for x in suffixes)]
+  names = [path, f"ours={path}", f"{path}@8", f"untrained:{path}", "adam"]
+
+  def labels():
+    parsed = methods.parse(names, ["constant"])
+    return [m.label for m in (
+        *parsed, *methods.with_bfloat16_state(names, parsed))]
+
+  def expected(own):
+    return [own, "ours", f"{own}, gradients as at width 8",
+            f"{own}, untrained", "Adam", f"{own}, bfloat16 state",
+            "ours, bfloat16 state"]
+
+  assert labels() == expected("mulo")
   monkeypatch.setattr(mulo, "list_pretrained", lambda: [path])
-  assert labels() == [path, "ours", *(f"{path}{x}" for x in suffixes)]
+  assert labels() == expected(path)
 
 
 def test_gradients_of_another_width(tmp_path, monkeypatch):

@@ -349,7 +349,7 @@ def define_flags() -> None:
       "tune_on", SCORES[0], SCORES, "Score that tuning minimises.")
   flags.DEFINE_bool(
       "bfloat16_state", False,
-      "Also run each learned optimizer with bfloat16 state.")
+      "Also run each trained optimizer with bfloat16 state.")
   flags.DEFINE_bool(
       "cost", False, "Also measure the seconds of a step and the bytes of "
       "state of each optimizer on each task.")
@@ -360,9 +360,8 @@ def main(flags) -> None:
   compared = methods.parse(
       flags.optimizers, flags.schedules, flags.trust)
   if flags.bfloat16_state:
-    compared += [
-        methods.with_bfloat16_state(name.rpartition("=")[2], flags.trust)
-        for name in flags.optimizers if name not in baselines.names()]
+    compared += methods.with_bfloat16_state(
+        flags.optimizers, compared, flags.trust)
   targets = targets_of(flags)
   folder = pathlib.Path(flags.workdir)
   if not folder.exists():  # a second run may find all cells and need no data
