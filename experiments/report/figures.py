@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -81,9 +82,11 @@ def plot(results: pd.DataFrame, path: pathlib.Path, title: str = "") -> None:
     _set_log_ticks(panel)
   for row in grid:
     row[0].set_ylabel("train loss\n(mean, range of seeds)")
-  figure.suptitle(title)
-  figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small",
-                loc="outside lower center", ncols=min(len(styles(results)), 6))
+  figure.suptitle(textwrap.fill(title, 45 * columns))
+  figure.legend(
+      *axes[0].get_legend_handles_labels(), fontsize="small",
+      loc="outside lower center",
+      ncols=min(len(styles(results)), 2 * columns, 6))
   figure.savefig(path, dpi=120)
   plt.close(figure)
 
