@@ -138,7 +138,7 @@ def _apply(theta, features, shape, output, lowering):
   if lowering == "unrolled":
     # One block: XLA fuses it into a single loop, so it has no intermediate
     # arrays. Derivatives are those of matrix products: XLA would compute the
-    # derivative of a unit again for each of its inputs, in programs thirty
+    # derivative of a unit again for each of its inputs, in programs forty
     # times as long.
     return _differentiated_as(
         functools.partial(kernel, _unrolled, shape, math.prod(shape)),
